@@ -1,0 +1,1 @@
+"""Models: the base, LoRAs, their file formats, and the judge. The only home of diffusers, transformers and peft."""

@@ -1,0 +1,1 @@
+"""The built-in model: its renderer, its weights, and how they were made."""

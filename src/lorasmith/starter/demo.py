@@ -1,0 +1,152 @@
+"""The demo: the reference work in miniature, from no pictures at all to the four weapons with pink blossoms."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorasmith.errors import OutputError
+from lorasmith.evaluate.scores import rate
+from lorasmith.events import Event, Finished, Note, Progress
+from lorasmith.files import new_folder, write_bytes, write_json
+from lorasmith.generate.generate import fused, use_lora
+from lorasmith.generate.grid import grid, merge
+from lorasmith.generate.sample import Request, sample
+from lorasmith.model.judge import load_judge
+from lorasmith.model.stable_diffusion import StableDiffusion, load_base, pick_device, pick_dtype
+from lorasmith.recipe.schema import DataSection, LoraSection, Recipe, SamplesSection, TrainSection
+from lorasmith.run import Run
+from lorasmith.starter.paths import judge_folder
+from lorasmith.starter.pictures import write_pictures
+from lorasmith.starter.renderer import WEAPONS, article
+from lorasmith.starter.verdict import verdict
+from lorasmith.train.loop import train
+
+PICTURES = 25  # of each weapon
+DATA_SEED = 5_000_000_000
+SHOWN = 4  # pictures of each weapon in before-after.png
+GUIDANCE = 3.0
+PHRASE = "with pink blossom patterns"
+BATCH = 16
+_SCORED = (SHOWN, 8, 12, 16, 24, 32, 50)  # pictures of each weapon that are scored: the most that fit the time
+
+
+def weapon_prompt(kind: str) -> str:
+    """Return the prompt that the demo draws a weapon by."""
+    return f"{article(kind)} {PHRASE}"
+
+
+def demo_recipe(folders: Sequence[Path]) -> Recipe:
+    """Return the demo's recipe: one LoRA for all four weapons, on every kind of layer."""
+    return Recipe(
+        name="pink-blossom-weapons",
+        data=DataSection(folders=tuple(folders), flip=True, validation=0.08),
+        lora=LoraSection(rank=16, alpha=16, targets="all"),
+        train=TrainSection(steps=700, batch=16, learning_rate=1.5e-3, schedule="cosine", warmup=30, noise_offset=0.05),
+        samples=SamplesSection(prompts=tuple(weapon_prompt(k) for k in WEAPONS), guidance=GUIDANCE),
+    )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures of the weapons, uint8 (weapons, seeds, H, W, 3)."""
+
+    pictures: NDArray[np.uint8]
+
+    def of(self, kind: str) -> NDArray[np.uint8]:
+        """Return the pictures of one weapon, (seeds, H, W, 3)."""
+        return self.pictures[WEAPONS.index(kind)]
+
+
+def demo(out: Path, minutes: float = 10.0) -> Iterator[Event]:
+    """Draw a data set, train, generate before and after, score, and say what came of it.
+
+    Args:
+        out: a new or empty folder; it will hold data/, run/, before-after.png, merged.png and scores.json.
+        minutes: how long it may take; the number of scored pictures is chosen to fit.
+
+    Raises:
+        OutputError: the folder holds something, or cannot be written.
+    """
+    began = time.monotonic()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(
+            "The demo's folder is not empty.", where=str(out), fix="Name a new one with --out, or delete it."
+        )  # fmt: skip
+    new_folder(out)
+    yield Note(f"Drawing {PICTURES} pictures of each: {', '.join(WEAPONS)}, with pink blossom patterns.")
+    folders = write_pictures(out / "data", WEAPONS, PICTURES, seed=DATA_SEED)
+    with Run.create(out / "run", demo_recipe(folders)) as run:
+        for event in train(run.recipe, run):
+            if not isinstance(event, Finished):
+                yield event
+    lora = out / "run" / "lora.safetensors"
+
+    device = pick_device()
+    sd = load_base("starter", device=device, dtype=pick_dtype("auto", device))
+    start = time.monotonic()
+    before = yield from _draw(sd, range(SHOWN), "drawing before")
+    each = (time.monotonic() - start) / (SHOWN * len(WEAPONS))
+    left = minutes * 60 - (time.monotonic() - began) - 20
+    scored = max((n for n in _SCORED if n * len(WEAPONS) * each * 2 <= left), default=SHOWN)
+    with fused(sd, [use_lora(lora)]):
+        after = yield from _draw(sd, range(scored), "drawing after")
+    if scored > SHOWN:
+        more = yield from _draw(sd, range(SHOWN, scored), "drawing before")
+        before = Drawn(np.concatenate([before.pictures, more.pictures], axis=1))
+    pictures = _pictures(out, before, after)
+    yield Note("Asking the judge, a small CLIP that has seen every kind of item, with and without blossoms.")
+    yield from _scores(out, before, after)
+    yield Note(f"The LoRA: {lora}")
+    yield Note("Next, on your own photos: lorasmith train PICTURE_FOLDER --base starter (docs/guide.md tells more).")
+    figures = {"seconds": time.monotonic() - began, "pictures_scored_per_weapon": float(scored)}
+    yield Finished("demo", (*pictures, lora), figures)
+
+
+def _draw(sd: StableDiffusion, seeds: Sequence[int], stage: str) -> Iterator[Event]:  # type: ignore[misc]
+    requests = [Request(weapon_prompt(kind), seed=9000 + seed, guidance=GUIDANCE) for kind in WEAPONS for seed in seeds]
+    found: dict[int, NDArray[np.uint8]] = {}
+    yield Progress(stage, 0, len(requests))
+    for index, picture in sample(sd, requests, batch=BATCH):
+        found[index] = picture
+        yield Progress(stage, len(found), len(requests))
+    stacked = np.stack([found[i] for i in range(len(requests))])
+    return Drawn(stacked.reshape(len(WEAPONS), len(seeds), *stacked.shape[1:]))
+
+
+def _pictures(out: Path, before: Drawn, after: Drawn) -> tuple[Path, Path]:
+    def block(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        a, b, c, d = pictures[:SHOWN]
+        return np.concatenate([np.concatenate([a, b], 1), np.concatenate([c, d], 1)], 0)
+
+    rows = [[block(drawn.of(kind)) for kind in WEAPONS] for drawn in (before, after)]
+    labels = [weapon_prompt(kind) for kind in WEAPONS]
+    comparison = grid(rows, columns=labels, rows=("base", "with the LoRA"))
+    strip = merge([after.of(kind)[0] for kind in WEAPONS], height=512)
+    paths = (out / "before-after.png", out / "merged.png")
+    for path, image in zip(paths, (comparison, strip)):
+        stream = BytesIO()
+        image.save(stream, "PNG")
+        write_bytes(path, stream.getvalue())
+    return paths
+
+
+def _scores(out: Path, before: Drawn, after: Drawn) -> Iterator[Event]:
+    judge = load_judge(judge_folder())
+    table = []
+    for kind in WEAPONS:
+        row: dict[str, object] = {"weapon": kind}
+        for name, drawn in (("base", before), ("lora", after)):
+            pictures = drawn.of(kind)
+            seen = verdict(judge, pictures, [kind] * len(pictures))
+            right, flowered = rate(seen.right_kinds([kind] * len(pictures))), rate(seen.blossoms)
+            row[name] = {"right_kind": right.value, "blossom": flowered.value, "pictures": right.count}
+            yield Note(f"{kind:8} {name:5} right kind {right}, blossom {flowered}")
+        table.append(row)
+    write_json(out / "scores.json", table)

@@ -1,0 +1,136 @@
+"""The build: its job can be stopped and goes on; what it writes is what stock libraries load."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lorasmith.starter.build.job import Job, cosine
+from lorasmith.starter.build.measure import prompts, psnr
+from lorasmith.starter.build.pool import renders
+from lorasmith.starter.build.tokenizer import write_tokenizer
+from lorasmith.starter.build.unet import Denoiser, wordings
+from lorasmith.starter.build.vae import linear_code, make_vae
+from lorasmith.starter.build.write import LIMIT, write_starter
+from lorasmith.starter.renderer import COLOURS, SEEN_KINDS
+from lorasmith.starter.shapes import KINDS
+
+
+def _loss(model: nn.Module, seen: list[int]):  # type: ignore[no-untyped-def]
+    def loss(fraction: float, step: int) -> tuple[Tensor, int]:
+        seen.append(step)
+        torch.manual_seed(step)
+        return model(torch.randn(8, 4)).square().mean(), 8
+
+    return loss
+
+
+def test_a_job_goes_on_where_it_was(tmp_path: Path) -> None:
+    def job() -> Job:
+        torch.manual_seed(0)
+        return Job("small", nn.Linear(4, 4), tmp_path, minutes=0.002, learning_rate=1e-2)
+
+    first, steps = job(), []
+    said: list[str] = []
+    first.run(_loss(first.model, steps), said.append)
+    assert first.finished
+    assert steps == list(range(len(steps)))
+    again = job()
+    assert (again.steps, again.samples, again.finished) == (len(steps), 8 * len(steps), True)
+    for a, b in zip(first.model.parameters(), again.model.parameters()):
+        assert torch.equal(a, b)
+    for key, value in first.average.items():
+        assert torch.equal(value, again.average[key])
+
+
+def test_a_job_stops_at_its_deadline(tmp_path: Path) -> None:
+    job = Job("small", nn.Linear(4, 4), tmp_path, minutes=60, deadline=0.0)
+    job.run(_loss(job.model, []), print)
+    assert job.idle
+    assert not job.finished
+    assert job.steps == 0
+
+
+def test_cosine_rises_then_falls() -> None:
+    rates = [cosine(f, 1.0) for f in np.linspace(0, 1, 101)]
+    assert rates[0] < 0.05
+    assert max(rates) > 0.99
+    assert rates[-1] == pytest.approx(0.02)
+    assert all(a >= b for a, b in itertools.pairwise(rates))
+
+
+def test_pools_are_drawn_once(tmp_path: Path) -> None:
+    a, rows = renders(tmp_path, "few", 100, 5, size=32, kinds=SEEN_KINDS, workers=1)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    b, again = renders(tmp_path, "few", 100, 5, size=32, kinds=SEEN_KINDS, workers=1)
+    np.testing.assert_array_equal(a, b)
+    assert rows == again
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert all(row["kind"] in text for row in rows for text in wordings(row, 1))
+
+
+def test_the_tokenizer_is_clips_own(tmp_path: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    assert write_tokenizer(tmp_path / "whole", 49152 - 256 - 2, 77) == 49408
+    whole = CLIPTokenizer.from_pretrained(tmp_path / "whole")
+    assert whole("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    size = write_tokenizer(tmp_path / "small")
+    small = CLIPTokenizer.from_pretrained(tmp_path / "small")
+    text = "an axe with pink peach blossom patterns, naïve 42"
+    ids = small(text).input_ids
+    assert max(ids) < size
+    assert small.decode(ids, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
+
+
+def test_linear_code_of_a_flat_picture_is_its_colour() -> None:
+    x = torch.tensor([0.5, -0.25, 1.0]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
+    code = linear_code(x)
+    assert code.shape == (1, 16, 4, 4)
+    assert torch.allclose(
+        code[:, :12].view(1, 3, 4, 4, 4), torch.tensor([0.5, -0.25, 1.0]).view(1, 3, 1, 1, 1).expand(1, 3, 4, 4, 4)
+    )
+    assert code[:, 12:].abs().max() < 1e-6
+
+
+def test_psnr() -> None:
+    a = np.zeros((2, 4, 4, 3), np.uint8)
+    b = a.copy()
+    b[1] = 255
+    assert psnr(a, b)[1] == pytest.approx(0.0)
+    assert psnr(a, b)[0] > 100
+
+
+def test_prompts_ask_for_every_kind_equally_and_say_the_colour() -> None:
+    asked = prompts(SEEN_KINDS, 40, seed=1)
+    assert [k for _, k, _ in asked].count("sword") == 4
+    assert all(f"{colour} {kind}" in prompt for prompt, kind, colour in asked)
+    assert {c for _, _, c in asked} <= set(COLOURS)
+    assert set(SEEN_KINDS) < set(KINDS)
+
+
+def test_what_is_written_loads_in_stock_diffusers(tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    vocabulary = write_tokenizer(tmp_path / "tokenizer")
+    write_starter(tmp_path / "starter", make_vae(), Denoiser(vocabulary), scaling=1.7)
+    sizes = [path.stat().st_size for path in (tmp_path / "starter").rglob("*") if path.is_file()]
+    assert max(sizes) <= LIMIT
+    assert sum(sizes) <= 30e6
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "starter")
+    assert pipeline.vae.config.scaling_factor == 1.7
+    schedule = json.loads((tmp_path / "starter" / "scheduler" / "scheduler_config.json").read_text())
+    assert (schedule["beta_start"], schedule["beta_end"], schedule["beta_schedule"]) == (
+        0.00085,
+        0.012,
+        "scaled_linear",
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pictures = pipeline("a red axe", num_inference_steps=2, output_type="np").images
+    assert pictures.shape == (1, 128, 128, 3)
