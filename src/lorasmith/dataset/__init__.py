@@ -1,0 +1,1 @@
+"""Folders of pictures and captions: read, checked, split, cropped and drawn from. No torch here."""

@@ -1,0 +1,205 @@
+"""Read pictures, whatever a camera, an editor or a stranger put into the file.
+
+Every oddity of a decoder becomes a ``PictureError``, a ``DataError`` that knows its code in ``finding.KINDS``.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from lorasmith.dataset.finding import KINDS, shown
+from lorasmith.errors import DataError
+from lorasmith.files import sha256_file
+
+# What Pillow warns of (odd EXIF, many pixels) is handled here. Not catch_warnings, which is not safe in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+Picture = npt.NDArray[np.uint8]
+
+MAX_PIXELS = 120_000_000  # a 108-megapixel phone passes; 8 bits of RGB are then 360 MB
+SUFFIXES = frozenset(
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pnm", ".tga", ".jp2"}
+)
+UNSUPPORTED_SUFFIXES = frozenset(
+    {".heic", ".heif", ".jxl", ".psd", ".psb", ".xcf", ".kra", ".svg", ".eps", ".pdf", ".exr", ".hdr", ".ico"}
+    | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}
+)
+# Named one by one: Pillow also opens formats that run other programs (EPS) or that match nearly any bytes (TGA).
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+_ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")  # an MPO's further frames are a camera's previews
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274  # tags of TIFF 6.0, section 8
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class PictureError(DataError):
+    """A picture that cannot be used; ``code`` is a key of ``finding.KINDS``."""
+
+    def __init__(self, code: str, what: str, path: Path) -> None:
+        super().__init__(what, where=shown(path, limit=None), fix=KINDS[code].fix)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class PictureInfo:
+    """What a picture's file says of itself.
+
+    Args:
+        width: pixels, after the camera's rotation is applied.
+        height: pixels, after the camera's rotation is applied.
+        mode: Pillow's name of the pixel format, as ``RGB``.
+        format: Pillow's name of the file format, as ``JPEG``, whatever the file is called.
+        pages: pictures in the file; all but the first are left alone.
+        sha256: of the file's bytes, in hexadecimal.
+    """
+
+    width: int
+    height: int
+    mode: str
+    format: str
+    pages: int
+    sha256: str
+
+
+def probe(path: Path) -> PictureInfo:
+    """Decode a picture as cheaply as proves that it can be decoded, and say what it is.
+
+    Raises:
+        PictureError: it cannot be used.
+    """
+    with _opened(path) as image:
+        mode, file_format, (width, height) = image.mode, str(image.format), image.size
+        pages = int(getattr(image, "n_frames", 1)) if file_format == "TIFF" else 1
+        image.draft(None, (1, 1))  # a JPEG is then decoded at an eighth of its size
+        image.load()
+        if _orientation(image) in (5, 6, 7, 8):
+            width, height = height, width
+        return PictureInfo(width, height, mode, file_format, pages, sha256_file(path))
+
+
+def open_rgb(path: Path) -> Picture:
+    """Return a picture as uint8 of shape (height, width, 3): upright, in sRGB, transparency laid on white.
+
+    Sixteen bits are scaled to eight. An embedded colour profile other than sRGB is applied. Numbers of 32 bits and
+    floats declare no white, so white is the first of 1 (floats only), 255 and 65535 that no pixel exceeds, or else
+    the largest pixel.
+
+    Raises:
+        PictureError: it cannot be used.
+    """
+    with _opened(path) as image:
+        image.load()
+        orientation = _orientation(image)
+        deep = image.mode.startswith("I") or image.mode == "F"
+        upright = Image.fromarray(_grey8(image)).convert("RGB") if deep else _rgb(image)
+        turn = _TURNS.get(orientation)
+        return np.array(upright if turn is None else upright.transpose(turn))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture and look at its header; what Pillow raises in the block becomes a PictureError too."""
+    name = shown(path.name)
+    try:
+        if not path.is_file():  # a pipe would be waited on for ever
+            raise PictureError("unreadable-file", f"{name} is not a file.", path)
+        with Image.open(path, formats=_formats(path.suffix.lower() == ".tga")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                what = f"{name} says it has {image.width} x {image.height} pixels; {MAX_PIXELS:,} are the limit."
+                raise PictureError("too-many-pixels", what, path)
+            if image.format in _ANIMATED and getattr(image, "is_animated", False):
+                raise PictureError("animated", f"{name} is an animation.", path)
+            yield image
+    except PictureError:
+        raise
+    except Exception as error:  # a decoder fed with hostile bytes raises nearly anything
+        raise _picture_error(error, name, path) from error
+
+
+def _picture_error(error: Exception, name: str, path: Path) -> PictureError:
+    if isinstance(error, (Image.DecompressionBombError, MemoryError)):
+        return PictureError("too-many-pixels", f"{name} has more pixels than can be read safely.", path)
+    if isinstance(error, UnidentifiedImageError):
+        if path.stat().st_size == 0:
+            return PictureError("empty-file", f"{name} is empty.", path)
+        if path.suffix.lower() in UNSUPPORTED_SUFFIXES:
+            return PictureError("unsupported-format", f"{name} is in a format that cannot be read.", path)
+        return PictureError("not-a-picture", f"{name} is not a picture, or its beginning is damaged.", path)
+    if isinstance(error, OSError) and error.errno is not None:
+        return PictureError("unreadable-file", f"{name} cannot be read: {error.strerror}.", path)
+    return PictureError("damaged-picture", f"{name} is damaged or cut short: {shown(error)}.", path)
+
+
+@lru_cache(maxsize=2)
+def _formats(targa: bool) -> tuple[str, ...]:
+    Image.init()
+    names = (*_FORMATS, "TGA") if targa else _FORMATS
+    return tuple(name for name in names if name in Image.OPEN)  # AVIF is not in every build
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged EXIF is no reason to lose a picture
+        return 1
+
+
+def _grey8(image: Image.Image) -> Picture:
+    """Return a loaded picture of one 16-bit, 32-bit or float channel as uint8 of shape (height, width)."""
+    tags: Any = getattr(image, "tag_v2", {})
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
+    if image.mode.startswith("I;16"):
+        white = float(2 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1)
+    elif image.format in ("PNG", "PPM"):
+        white = 65535.0
+    else:
+        peak = float(values.max())
+        white = next((w for w in ((1.0,) if image.mode == "F" else ()) + (255.0, 65535.0) if peak <= w), peak)
+    scaled = np.clip(values / white, 0.0, 1.0)
+    if image.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == 0:  # Pillow leaves WhiteIsZero to us
+        scaled = 1.0 - scaled
+    return np.asarray(scaled * 255.0 + 0.5, dtype=np.uint8)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Return a loaded picture of 8-bit channels as RGB, with its colour profile applied, on white."""
+    transparent = "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "PA")
+    wanted = "RGBA" if transparent else "CMYK" if image.mode == "CMYK" else "RGB"
+    image = _in_srgb(image if image.mode == wanted else image.convert(wanted))
+    if transparent:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """Return an RGB, RGBA or CMYK picture with its embedded colour profile applied, if it has one that can be."""
+    data = image.info.get("icc_profile")
+    if data:
+        with suppress(OSError, ImageCms.PyCMSError):  # a damaged profile is no reason to lose a picture
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+            space = "CMYK" if image.mode == "CMYK" else "RGB"
+            described = profile.profile.profile_description or ""
+            if profile.profile.xcolor_space.strip() == space and "sRGB" not in described:
+                mode = "RGBA" if image.mode == "RGBA" else "RGB"
+                srgb = ImageCms.createProfile("sRGB")
+                return ImageCms.profileToProfile(image, profile, srgb, outputMode=mode) or image
+    return image
