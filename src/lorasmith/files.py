@@ -1,0 +1,187 @@
+"""Write files so that each is complete or absent, and turn what the disk refuses into words a user can act on.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from lorasmith.errors import OutputError
+
+_FIXES = {
+    errno.ENOSPC: "Free some space on that disk, or choose a folder on another one.",
+    errno.EDQUOT: "Your disk quota is used up: free some space, or choose a folder on another disk.",
+    errno.EACCES: "Choose a folder you may write to, or close the program that has the file open.",
+    errno.EPERM: "Choose a folder you may write to, or close the program that has the file open.",
+    errno.EROFS: "That disk is read-only: choose a folder on another one.",
+    errno.ENAMETOOLONG: "Choose a shorter name or a folder nearer the root of the disk.",
+    errno.ENOTDIR: "A part of that path is a file: choose another folder.",
+    errno.EEXIST: "A file of that name is in the way: choose another name.",
+    errno.EISDIR: "A folder of that name is in the way: choose another name.",
+    errno.EFBIG: "The disk's format does not hold files this large: choose another disk.",
+}
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, complete or not at all.
+
+    Raises:
+        OutputError: the disk refuses.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8 with ``\\n`` line ends on every system; see ``write_bytes``."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON; see ``write_bytes`` and ``json_text``."""
+    write_text(path, json_text(value, indent=2) + "\n")
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return ``value`` as standard JSON: a NaN or infinity, which JSON lacks, becomes null."""
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return value
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``, with the same suffix, to be written by the block.
+
+    When the block ends without an error, what it wrote is forced to disk and takes the place of ``path`` in one
+    step; otherwise it is removed and ``path`` is as it was.
+
+    Raises:
+        OutputError: the disk refuses.
+    """
+    temporary = path.parent / f".tmp-{secrets.token_hex(6)}{path.suffix}"
+    with _explained(path, temporary):
+        try:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            yield temporary
+            temporary.chmod(mode)  # safetensors writes files that only their owner may read
+            _sync(temporary)
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+def new_folder(path: Path) -> Path:
+    """Make ``path`` a folder, with its parents; one that is already there is kept as it is.
+
+    Raises:
+        OutputError: the disk refuses, or a file is in the way.
+    """
+    with _explained(path, path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def require_writable(folder: Path, need_bytes: int = 0) -> None:
+    """Make ``folder`` if it is not there, and prove that a file can be written to it and ``need_bytes`` fit.
+
+    Raises:
+        OutputError: the disk refuses or is too full.
+    """
+    new_folder(folder)
+    probe = folder / f".tmp-{secrets.token_hex(6)}"
+    with _explained(folder, probe):
+        try:
+            probe.write_bytes(b"\0")
+        finally:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
+        free = shutil.disk_usage(folder).free
+    if free < need_bytes:
+        raise OutputError(
+            f"The disk is too full: {need_bytes / 2**20:,.0f} MiB are needed and {free / 2**20:,.0f} MiB are free.",
+            where=str(folder),
+            fix=_FIXES[errno.ENOSPC],
+        )
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal.
+
+    Raises:
+        OSError: the file cannot be read; the caller knows what the file was for.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's list of names to disk, where the system can do that (Windows cannot)."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def output_error(path: Path, error: BaseException) -> OutputError:
+    """Return the OutputError that says why ``path`` could not be written."""
+    code = _errno(error)
+    reason = os.strerror(code) if code else str(error)
+    fix = _FIXES.get(code or 0, "Choose another folder.")
+    return OutputError(f"{path.name or path} cannot be written: {reason}.", where=str(path), fix=fix)
+
+
+@contextmanager
+def _explained(path: Path, written: Path) -> Iterator[None]:
+    """Turn what the disk refuses into an OutputError about ``path``; errors about other files pass unchanged."""
+    try:
+        yield
+    except Exception as error:
+        other = getattr(error, "filename", None)
+        if _errno(error) is None or (other and Path(os.fsdecode(other)).parent != written.parent):
+            raise
+        raise output_error(path, error) from error
+
+
+def _errno(error: BaseException) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    # Libraries written in Rust (safetensors) name the system's error number only in their text.
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found.group(1)) if found else None

@@ -1,0 +1,91 @@
+"""Files are complete or absent, and what the disk refuses is said in words."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from lorasmith.errors import OutputError
+from lorasmith.files import new_folder, replacing, require_writable, sha256_file, write_bytes, write_json, write_text
+
+
+def test_what_is_written_is_there_and_nothing_else(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a.bin", b"one")
+    write_bytes(tmp_path / "a.bin", b"two")
+    write_text(tmp_path / "b.txt", "line\nπ\n")
+    write_json(tmp_path / "c.json", {"x": [float("nan"), 1.5], "é": (float("inf"),)})
+    assert (tmp_path / "a.bin").read_bytes() == b"two"
+    assert (tmp_path / "b.txt").read_bytes() == "line\nπ\n".encode()
+    assert json.loads((tmp_path / "c.json").read_text("utf-8")) == {"x": [None, 1.5], "é": [None]}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "b.txt", "c.json"]
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, failure: type[BaseException]) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    with pytest.raises(failure), replacing(path) as temporary:
+        assert temporary.suffix == ".png"
+        temporary.write_bytes(b"half")
+        raise failure
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
+def test_a_file_gets_the_usual_mode_whatever_the_writer_gave_it(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a") as temporary:
+        temporary.write_bytes(b"x")
+        temporary.chmod(0o600)
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "full"), RuntimeError("I/O error: No space left on device (os error 28)")]
+)
+def test_a_full_disk_is_an_output_error_with_a_fix(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(OutputError) as caught, replacing(tmp_path / "a.safetensors"):
+        raise error
+    assert str(tmp_path / "a.safetensors") in str(caught.value)
+    assert "Free some space" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_about_another_file_is_not_blamed_on_the_output(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "out"):
+        (tmp_path / "elsewhere" / "input").read_bytes()
+
+
+def test_a_missing_folder_and_a_file_in_the_way(tmp_path: Path) -> None:
+    with pytest.raises(OutputError):
+        write_bytes(tmp_path / "no" / "a", b"")
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError):
+        new_folder(tmp_path / "file")
+    with pytest.raises(OutputError, match="file"):
+        new_folder(tmp_path / "file" / "below")
+
+
+def test_require_writable(tmp_path: Path) -> None:
+    require_writable(tmp_path / "new", 10)
+    assert list((tmp_path / "new").iterdir()) == []
+    with pytest.raises(OutputError, match="too full"):
+        require_writable(tmp_path, 2**80)
+
+
+@pytest.mark.skipif(os.name == "nt" or (hasattr(os, "geteuid") and os.geteuid() == 0), reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="Permission denied"):
+        require_writable(tmp_path)
+
+
+def test_sha256(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 3_000_000)
+    assert sha256_file(tmp_path / "a") == hashlib.sha256(b"x" * 3_000_000).hexdigest()
