@@ -1,0 +1,1 @@
+"""The recipe: one typed TOML file that says everything about a training."""
