@@ -1,0 +1,1 @@
+"""From a recipe to a LoRA: encode, train, validate, save."""

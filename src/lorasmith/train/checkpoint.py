@@ -1,0 +1,110 @@
+"""What a training writes: checkpoints that hold all it needs to go on, and at the end the LoRA itself.
+
+A checkpoint's ``state.safetensors`` holds AdamW's moments as ``optimizer.<parameter number>.<name>`` and, as JSON
+in the metadata under ``state``, the step, the sampler's place and the loss scale. There is no random state to keep:
+everything random is drawn from the seed and the step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+
+from lorasmith import files
+from lorasmith.errors import LoraError, RunError
+from lorasmith.model.formats import read_lora, write_diffusers
+from lorasmith.model.lora import Lora
+
+LORA_FILE = "lora.safetensors"
+STATE_FILE = "state.safetensors"
+
+
+def write_checkpoint(
+    folder: Path, lora: Lora, optimizer: torch.optim.Optimizer, state: dict[str, Any], metadata: dict[str, str]
+) -> None:
+    """Write a checkpoint's two files into ``folder``.
+
+    Args:
+        state: JSON values that a training needs besides its tensors.
+        metadata: what the LoRA file says of itself.
+
+    Raises:
+        RunError: a weight is not finite.
+        OutputError: the disk refuses.
+    """
+    require_finite(lora)
+    write_diffusers(lora, folder / LORA_FILE, metadata)
+    tensors = {
+        f"optimizer.{number}.{name}": value.detach().cpu().contiguous()
+        for number, moments in optimizer.state_dict()["state"].items()
+        for name, value in moments.items()
+    }
+    files.write_bytes(folder / STATE_FILE, safetensors.torch.save(tensors, {"state": json.dumps(state)}))
+
+
+def read_checkpoint(folder: Path) -> tuple[Lora, dict[int, dict[str, torch.Tensor]], dict[str, Any]]:
+    """Return what ``write_checkpoint`` wrote: the LoRA, the optimizer's state by parameter number, the JSON values.
+
+    Raises:
+        RunError: the state cannot be read.
+        LoraError: the LoRA cannot be read.
+    """
+    path = folder / STATE_FILE
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()["state"])
+            for key in file.keys():  # noqa: SIM118 - the file is no dict
+                _, number, name = key.split(".")
+                moments.setdefault(int(number), {})[name] = file.get_tensor(key)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            "The checkpoint's state cannot be read.", where=str(path), fix="Go on from the checkpoint before it."
+        ) from error
+    return read_lora(folder / LORA_FILE), moments, state
+
+
+def write_lora(lora: Lora, path: Path, write: Callable[..., None], metadata: dict[str, str]) -> Path:
+    """Write ``lora`` to ``path`` with one of the writers of ``lorasmith.model.formats``, and prove that it reads back.
+
+    Raises:
+        RunError: a weight is not finite.
+        LoraError: what is on disk is not what is in memory.
+        OutputError: the disk refuses.
+    """
+    require_finite(lora)
+    write(lora, path, metadata)
+    again = read_lora(path)
+    same = again.tensors.keys() == lora.tensors.keys() and all(
+        torch.equal(tensor.cpu(), again.tensors[name]) for name, tensor in lora.tensors.items()
+    )
+    if not same or (again.rank, again.alpha) != (lora.rank, lora.alpha):
+        raise LoraError(
+            "The LoRA that was written does not read back as the same weights.",
+            where=str(path),
+            fix="Check the disk. The last checkpoint holds the same weights.",
+        )
+    return path
+
+
+def require_finite(lora: Lora) -> None:
+    """Raise RunError if a weight is NaN or infinite, so that such weights are never saved."""
+    broken = [name for name, tensor in lora.tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise RunError(
+            f"{len(broken)} of the LoRA's {len(lora.tensors)} weights are no longer finite; they are not saved.",
+            where=broken[0],
+            fix=DIVERGED,
+        )
+
+
+DIVERGED = (
+    'Lower train.learning_rate, lengthen train.warmup, or set train.precision = "fp32". '
+    "Checkpoints saved before are good."
+)
