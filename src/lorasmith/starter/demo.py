@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 
 from lorasmith.errors import OutputError
 from lorasmith.evaluate.scores import rate
-from lorasmith.events import Event, Finished, Note, Progress
-from lorasmith.files import new_folder, write_bytes, write_json
-from lorasmith.generate.generate import fused, use_lora
+from lorasmith.events import Event, Finished, Note, PictureMade, Progress
+from lorasmith.files import new_folder, write_bytes, write_json, write_text
+from lorasmith.generate.generate import fused, generate, use_lora
 from lorasmith.generate.grid import grid, merge
 from lorasmith.generate.sample import Request, sample
 from lorasmith.model.judge import load_judge
@@ -24,7 +25,8 @@ from lorasmith.recipe.schema import DataSection, LoraSection, Recipe, SamplesSec
 from lorasmith.run import Run
 from lorasmith.starter.paths import judge_folder
 from lorasmith.starter.pictures import write_pictures
-from lorasmith.starter.renderer import WEAPONS, article
+from lorasmith.starter.renderer import COLOURS, SEEN_KINDS, WEAPONS, article
+from lorasmith.starter.shapes import KINDS
 from lorasmith.starter.verdict import verdict
 from lorasmith.train.loop import train
 
@@ -34,6 +36,7 @@ SHOWN = 4  # pictures of each weapon in before-after.png
 GUIDANCE = 3.0
 PHRASE = "with pink blossom patterns"
 BATCH = 16
+KEPT = 5  # pictures of each kind that the base draws itself, so that the LoRA learns what not to change
 _SCORED = (SHOWN, 8, 12, 16, 24, 32, 50)  # pictures of each weapon that are scored: the most that fit the time
 
 
@@ -48,9 +51,36 @@ def demo_recipe(folders: Sequence[Path]) -> Recipe:
         name="pink-blossom-weapons",
         data=DataSection(folders=tuple(folders), flip=True, validation=0.08),
         lora=LoraSection(rank=16, alpha=16, targets="all"),
-        train=TrainSection(steps=700, batch=16, learning_rate=1.5e-3, schedule="cosine", warmup=30, noise_offset=0.05),
+        train=TrainSection(
+            steps=700,
+            batch=16,
+            learning_rate=1.5e-3,
+            schedule="cosine",
+            warmup=30,
+            noise_offset=0.05,
+            caption_dropout=0.0,
+        ),
         samples=SamplesSection(prompts=tuple(weapon_prompt(k) for k in WEAPONS), guidance=GUIDANCE),
     )
+
+
+def _keep(sd: StableDiffusion, folder: Path) -> Iterator[Event]:
+    """Write pictures by the base with their prompts as captions: DreamBooth's prior preservation (Ruiz et al. 2023)."""
+    rng = np.random.default_rng(DATA_SEED)
+    prompts = []
+    for kind in SEEN_KINDS:
+        prompts.append(article(kind))
+        for _ in range(KEPT - 1):
+            main, second = (str(c) for c in rng.choice(list(COLOURS), 2, replace=False))
+            prompts.append(f"{article(f'{main} {kind}')} with {article(f'{second} {KINDS[kind].second}')}")
+    requests = [Request(p, seed=8000 + i, guidance=GUIDANCE) for i, p in enumerate(prompts)]
+    lines = []
+    for event in generate(sd, requests, folder, batch=BATCH):
+        if isinstance(event, PictureMade):
+            lines.append(json.dumps({"file_name": event.path.name, "text": event.prompt}))
+        elif isinstance(event, Progress):
+            yield event
+    write_text(folder / "metadata.jsonl", "\n".join(lines) + "\n")
 
 
 @dataclass(frozen=True)
@@ -82,14 +112,17 @@ def demo(out: Path, minutes: float = 10.0) -> Iterator[Event]:
     new_folder(out)
     yield Note(f"Drawing {PICTURES} pictures of each: {', '.join(WEAPONS)}, with pink blossom patterns.")
     folders = write_pictures(out / "data", WEAPONS, PICTURES, seed=DATA_SEED)
-    with Run.create(out / "run", demo_recipe(folders)) as run:
+    device = pick_device()
+    sd = load_base("starter", device=device, dtype=pick_dtype("auto", device))
+    yield Note(f"Letting the base draw {KEPT} of each kind it knows, without blossoms: what it shall not forget.")
+    kept = out / "data" / "kept"
+    yield from _keep(sd, kept)
+    with Run.create(out / "run", demo_recipe([*folders, kept])) as run:
         for event in train(run.recipe, run):
             if not isinstance(event, Finished):
                 yield event
     lora = out / "run" / "lora.safetensors"
 
-    device = pick_device()
-    sd = load_base("starter", device=device, dtype=pick_dtype("auto", device))
     start = time.monotonic()
     before = yield from _draw(sd, range(SHOWN), "drawing before")
     each = (time.monotonic() - start) / (SHOWN * len(WEAPONS))
@@ -109,7 +142,7 @@ def demo(out: Path, minutes: float = 10.0) -> Iterator[Event]:
     yield Finished("demo", (*pictures, lora), figures)
 
 
-def _draw(sd: StableDiffusion, seeds: Sequence[int], stage: str) -> Iterator[Event]:  # type: ignore[misc]
+def _draw(sd: StableDiffusion, seeds: Sequence[int], stage: str) -> Generator[Event, None, Drawn]:
     requests = [Request(weapon_prompt(kind), seed=9000 + seed, guidance=GUIDANCE) for kind in WEAPONS for seed in seeds]
     found: dict[int, NDArray[np.uint8]] = {}
     yield Progress(stage, 0, len(requests))

@@ -1,0 +1,97 @@
+"""The demo, made small: everything it promises is there, and it never touches the network."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lorasmith.errors import OutputError
+from lorasmith.events import Finished, Note, Progress, StepDone
+from lorasmith.starter import demo as module
+from lorasmith.starter.demo import demo, demo_recipe, weapon_prompt
+from lorasmith.starter.paths import judge_folder, starter_folder
+from lorasmith.starter.renderer import WEAPONS
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the demo reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def recipe(folders: Any) -> Any:
+        whole = demo_recipe(folders)
+        train = whole.train.model_copy(update={"steps": 2, "batch": 2, "save_every": 2})
+        samples = whole.samples.model_copy(update={"steps": 2})
+        return whole.model_copy(update={"train": train, "samples": samples})
+
+    monkeypatch.setattr(module, "demo_recipe", recipe)
+    monkeypatch.setattr(module, "PICTURES", 3)
+    monkeypatch.setattr(module, "KEPT", 1)
+    monkeypatch.setenv("LORASMITH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("small", "no_network")
+def test_the_whole_demo(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    events = list(demo(out, minutes=0.01))
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert all(path.is_file() for path in finished.files)
+    assert sum(isinstance(e, StepDone) for e in events) >= 1
+    assert any(isinstance(e, Progress) and e.stage == "drawing after" for e in events)
+    for kind in WEAPONS:
+        lines = (out / "data" / kind / "metadata.jsonl").read_text().splitlines()
+        assert len(lines) == 3
+        assert all("pink" in json.loads(line)["text"] for line in lines)
+    kept = [json.loads(line)["text"] for line in (out / "data" / "kept" / "metadata.jsonl").read_text().splitlines()]
+    assert kept
+    assert not any("blossom" in text for text in kept)
+    with Image.open(out / "merged.png") as merged:
+        assert merged.size == (4 * 512, 512)
+    with Image.open(out / "before-after.png") as picture:
+        assert picture.width > 8 * 128
+        assert picture.height > 4 * 128
+    scores = json.loads((out / "scores.json").read_text())
+    assert [row["weapon"] for row in scores] == list(WEAPONS)
+    assert all(row[who]["pictures"] == 4 for row in scores for who in ("base", "lora"))
+    said = " ".join(e.message for e in events if isinstance(e, Note))
+    assert "lorasmith train" in said
+    assert str(out / "run" / "lora.safetensors") in said
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(OutputError, match="not empty"):
+        next(demo(tmp_path))
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_prompts_read_as_english() -> None:
+    assert [weapon_prompt(k) for k in WEAPONS][:2] == [
+        "an axe with pink blossom patterns",
+        "a spear with pink blossom patterns",
+    ]
+
+
+def test_what_ships_is_small_and_safe() -> None:
+    for folder, limit in ((starter_folder(), 30e6), (judge_folder(), 8e6)):
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert {path.suffix for path in files} <= {".json", ".txt", ".safetensors"}
+        assert sum(path.stat().st_size for path in files) <= limit
+        assert max(path.stat().st_size for path in files) <= 16 * 2**20
+    card = json.loads((starter_folder().parent / "card.json").read_text())
+    assert {"command", "commit", "hardware", "measured", "parts", "seed"} <= set(card)
+    assert all(line["n"] >= 79 for line in card["measured"])
