@@ -50,7 +50,7 @@ def main() -> None:
     with fused(sd, [use_lora(options.lora)]):
         tuned = {kind: scores(sd, judge, prompt, kind, options.count) for kind, prompt in asked}
     lines = [
-        f"Judged {date.today().isoformat()}: {options.count} pictures a line, 25 steps of dpm++2m, guidance {GUIDANCE:g}.",
+        f"Judged {date.today()}: {options.count} pictures a line, 25 steps of dpm++2m, guidance {GUIDANCE:g}.",
         "",
         "| prompt | right kind, base | right kind, LoRA | blossom, base | blossom, LoRA |",
         "| --- | --- | --- | --- | --- |",

@@ -91,7 +91,7 @@ class Drawn:
 
     def of(self, kind: str) -> NDArray[np.uint8]:
         """Return the pictures of one weapon, (seeds, H, W, 3)."""
-        return self.pictures[WEAPONS.index(kind)]
+        return np.asarray(self.pictures[WEAPONS.index(kind)])
 
 
 def demo(out: Path, minutes: float = 10.0) -> Iterator[Event]:

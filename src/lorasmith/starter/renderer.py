@@ -131,7 +131,7 @@ def _masks(rng: np.random.Generator, parts: list[Part], size: int) -> NDArray[np
                 cv2.line(layer, a.tolist(), b.tolist(), 255, max(1, round(float(width))), cv2.LINE_AA, 4)
         masks[part.role] = np.maximum(masks[part.role], layer)
         masks[1 - part.role] = np.minimum(masks[1 - part.role], 255 - layer)  # later parts lie on top
-    return masks.astype(np.float32) / 255
+    return np.asarray(masks / 255, dtype=np.float32)
 
 
 def _paint(

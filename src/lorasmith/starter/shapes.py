@@ -45,7 +45,7 @@ def _arc(cx: float, cy: float, rx: float, ry: float, start: float, stop: float, 
 
 
 def _mirror(points: Points) -> Points:
-    return points * np.array([-1.0, 1.0])
+    return np.asarray(points * np.array([-1.0, 1.0]), dtype=np.float64)
 
 
 def axe(rng: np.random.Generator) -> list[Part]:

@@ -48,4 +48,4 @@ def procedural(seed: int, size: int = 128) -> NDArray[np.uint8]:
     other = 0.5 + 0.5 * smooth_noise(rng, size, int(rng.integers(3, 40)))
     image = a + (b - a) * mix[..., None] + (c - a) * (other * rng.uniform(0, 0.6))[..., None]
     image += rng.normal(0, rng.uniform(0, 10), (size, size, 1))
-    return np.clip(image, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(image, 0, 255), dtype=np.uint8)
