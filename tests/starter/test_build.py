@@ -119,7 +119,8 @@ def test_what_is_written_loads_in_stock_diffusers(tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
     vocabulary = write_tokenizer(tmp_path / "tokenizer")
-    write_starter(tmp_path / "starter", make_vae(), Denoiser(vocabulary), scaling=1.7)
+    vae, denoiser = make_vae(), Denoiser(vocabulary)
+    write_starter(tmp_path / "starter", vae, denoiser, scaling=1.7)
     sizes = [path.stat().st_size for path in (tmp_path / "starter").rglob("*") if path.is_file()]
     assert max(sizes) <= LIMIT
     assert sum(sizes) <= 30e6
@@ -134,3 +135,6 @@ def test_what_is_written_loads_in_stock_diffusers(tmp_path: Path) -> None:
     pipeline.set_progress_bar_config(disable=True)
     pictures = pipeline("a red axe", num_inference_steps=2, output_type="np").images
     assert pictures.shape == (1, 128, 128, 3)
+    for written, again in ((vae, make_vae(tmp_path)), (denoiser, Denoiser(vocabulary, tmp_path))):
+        for (name, a), (_, b) in zip(written.named_parameters(), again.named_parameters(), strict=True):
+            assert torch.equal(a.half().float(), b), f"a build that starts from these models changes {name}"
