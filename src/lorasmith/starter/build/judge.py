@@ -1,0 +1,187 @@
+"""Trains the judge: a small CLIP on renders of every kind, with and without blossoms.
+
+Each step it answers the questions it will be asked (which kind, which colour, blossoms or not) and picks each
+picture's caption out of the batch's (Radford et al. 2021). Linear heads that read the same answers off the picture,
+and off each patch how much of it the item covers, help it start and are thrown away. Pictures are blurred, dimmed and speckled at random, so that it judges shape and
+colour in reconstructions and generated pictures too.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from lorasmith.model.judge import Judge
+from lorasmith.starter.build.job import Job, Site
+from lorasmith.starter.build.pool import JUDGE_SEEDS, Row, renders
+from lorasmith.starter.build.tokenizer import MAX_TOKENS, write_tokenizer
+from lorasmith.starter.questions import Choices, blossom_choices, colour_choices, kind_choices
+from lorasmith.starter.renderer import COLOURS
+from lorasmith.starter.shapes import KINDS
+
+SIZE, PATCH = 64, 8
+MEAN = STD = (0.5, 0.5, 0.5)
+_KINDS, _COLOURS = list(KINDS), list(COLOURS)
+
+
+class Student(nn.Module):
+    """The CLIP and the linear heads that only training uses."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        tower = {"num_attention_heads": 4, "hidden_size": 128, "intermediate_size": 384, "hidden_act": "gelu"}
+        self.clip = CLIPModel(
+            CLIPConfig(
+                text_config={
+                    **tower, "num_hidden_layers": 2, "vocab_size": vocabulary, "max_position_embeddings": MAX_TOKENS,
+                    "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1,
+                },
+                vision_config={**tower, "num_hidden_layers": 5, "image_size": SIZE, "patch_size": PATCH},
+                projection_dim=128,
+                attn_implementation="eager",  # torch's fused attention is slow backward on a CPU at this size
+            )
+        )  # fmt: skip
+        # A wider start than transformers gives: the towers are small, and 0.02 leaves them numb for many steps.
+        for module in (self.clip.vision_model, self.clip.text_model):
+            for name, parameter in module.named_parameters():
+                if parameter.ndim >= 2:
+                    nn.init.normal_(parameter, std=0.3 if "position" in name or "token" in name else parameter[0].numel() ** -0.5)
+        self.heads = nn.Linear(128, len(_KINDS) + 2 * len(_COLOURS) + 1)
+        self.coverage = nn.Linear(128, 1)
+
+
+def _degrade(x: Tensor, rng: np.random.Generator) -> Tensor:
+    """Blur, dim and speckle a batch at random: (N, 3, H, W) in 0 to 1."""
+    if rng.random() < 0.5:
+        sigma = rng.uniform(0.3, 1.2)
+        taps = torch.arange(-3, 4, device=x.device, dtype=x.dtype)
+        kernel = torch.exp(-(taps**2) / (2 * sigma**2))
+        kernel = (kernel / kernel.sum()).view(1, 1, 1, 7).repeat(3, 1, 1, 1)
+        x = F.conv2d(F.conv2d(x, kernel, padding=(0, 3), groups=3), kernel.transpose(2, 3), padding=(3, 0), groups=3)
+    gain = 1 + 0.1 * torch.randn(len(x), 1, 1, 1, device=x.device)
+    return (x * gain + rng.uniform(0, 0.06) * torch.randn_like(x)).clamp(0, 1)
+
+
+class _Questions:
+    """The wordings of every question, tokenised once."""
+
+    def __init__(self, tokenizer: Any, device: torch.device) -> None:
+        self.tokenizer, self.device = tokenizer, device
+        self.kind = self._tokens([kind_choices()])
+        self.blossom = self._tokens([blossom_choices(k) for k in _KINDS])
+        self.colour = self._tokens([colour_choices(k) for k in _KINDS])
+
+    def _tokens(self, asked: list[Choices]) -> list[list[Tensor]]:
+        return [[self.encode(wordings) for wordings in choices.values()] for choices in asked]
+
+    def encode(self, texts: Any) -> Tensor:
+        out = self.tokenizer(list(texts), padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+        return out.input_ids.to(self.device)  # type: ignore[no-any-return]
+
+    def one_wording(self, asked: list[Tensor], rng: np.random.Generator) -> Tensor:
+        """Pick one wording for each choice."""
+        return torch.stack([tokens[int(rng.integers(len(tokens)))] for tokens in asked])
+
+
+def _labels(rows: list[Row]) -> dict[str, Tensor]:
+    return {
+        "kind": torch.tensor([_KINDS.index(str(r["kind"])) for r in rows]),
+        "main": torch.tensor([_COLOURS.index(str(r["main"])) for r in rows]),
+        "second": torch.tensor([_COLOURS.index(str(r["second"])) for r in rows]),
+        "blossom": torch.tensor([int(bool(r["blossom"])) for r in rows]),
+    }
+
+
+def train_judge(site: Site, minutes: float | None, deadline: float) -> Job:
+    """Train the judge for its budget, or go on with it."""
+    work, device = site.work, site.device
+    vocabulary = write_tokenizer(work / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+    student = Student(vocabulary).to(device)
+    if site.start:
+        student.clip.load_state_dict(CLIPModel.from_pretrained(site.start / "judge", dtype=torch.float32).state_dict())
+    job = Job("judge", student, work, minutes, deadline, learning_rate=1.2e-3, weight_decay=0.05)
+    if job.idle:
+        return job
+    gpu = device.type == "cuda"
+    pictures = 60_000 if gpu else 36_000
+    drawn, rows = renders(
+        work, "judge", JUDGE_SEEDS, pictures, size=SIZE, blossom=0.5, masks=True, workers=site.workers
+    )
+    truth = {k: v.to(device) for k, v in _labels(rows).items()}
+    captions = tokenizer([str(r["caption"]) for r in rows], padding="max_length", max_length=MAX_TOKENS, return_tensors="pt")
+    captions = captions.input_ids.to(device)
+    ask = _Questions(tokenizer, device)
+    count = 256 if gpu else 64
+
+    def text(tokens: Tensor) -> Tensor:
+        # Nothing after the end token matters (attention is causal), so the padding all texts share is cut off.
+        longest = int((tokens != vocabulary - 1).sum(1).max()) + 1
+        out = student.clip.text_model(input_ids=tokens[:, :longest]).pooler_output
+        return F.normalize(student.clip.text_projection(out).float(), dim=-1)
+
+    def loss(fraction: float, step: int) -> tuple[Tensor, int]:
+        rng = np.random.default_rng([11, step])
+        index = rng.integers(0, len(drawn), count)
+        x = torch.from_numpy(np.stack([drawn[i] for i in index])).to(device).permute(0, 3, 1, 2).float() / 255
+        dy, dx = (int(d) for d in rng.integers(-6, 7, 2))
+        x = (x.flip(3) if step % 2 else x).roll((dy, dx), (2, 3))
+        covered = F.avg_pool2d(x[:, 3:], PATCH).flatten(1)
+        x = _degrade(x[:, :3], rng)
+        at = torch.from_numpy(index).to(device)
+        kind, main, second, blossom = (truth[k][at] for k in ("kind", "main", "second", "blossom"))
+        asked = int(rng.integers(len(_KINDS)))  # the kind whose colours are asked for in this step
+        ours = (kind == asked).nonzero().squeeze(1)
+        with torch.autocast(device.type, torch.bfloat16):
+            seen = student.clip.vision_model(pixel_values=(x - 0.5) / 0.5)
+            answers = student.heads(seen.pooler_output).float()
+            found = student.coverage(seen.last_hidden_state[:, 1:]).float().squeeze(2)
+            picture = F.normalize(student.clip.visual_projection(seen.pooler_output).float(), dim=-1)
+            half = count // 2  # captions are the dear part: half of the batch takes part
+            tokens = torch.cat(
+                [ask.one_wording(ask.kind[0], rng), *(ask.one_wording(b, rng) for b in ask.blossom),
+                 ask.one_wording(ask.colour[asked], rng), captions[at[:half]]]
+            )  # fmt: skip
+            words = text(tokens)
+        scale = student.clip.logit_scale.exp().clamp(max=100).float()
+        k, c = len(_KINDS), len(_COLOURS)
+        kinds, pairs, colours, said = torch.split(words, [k, 2 * k, c, half])
+        value = F.cross_entropy(scale * picture @ kinds.T, kind)
+        pair = pairs.view(k, 2, -1)[kind]  # (count, 2, D): this picture's own kind, plain and with blossoms
+        value = value + F.cross_entropy(scale * torch.einsum("nd,npd->np", picture, pair), blossom)
+        if len(ours):
+            value = value + F.cross_entropy(scale * picture[ours] @ colours.T, main[ours])
+        match = scale * picture[:half] @ said.T
+        own = torch.arange(half, device=device)
+        value = value + 0.25 * (F.cross_entropy(match, own) + F.cross_entropy(match.T, own))
+        a, b, d, e = torch.split(answers, [k, c, c, 1], dim=1)
+        value = value + F.cross_entropy(a, kind) + 0.5 * (F.cross_entropy(b, main) + F.cross_entropy(d, second))
+        value = value + F.binary_cross_entropy_with_logits(e.squeeze(1), blossom.float())
+        return value + 2 * F.binary_cross_entropy_with_logits(found, covered), count
+
+    job.run(loss, site.say)
+    return job
+
+
+def write_judge(student: Student, folder: Path) -> None:
+    """Write the judge as a Hugging Face CLIP folder in fp16."""
+    student.clip.half().save_pretrained(folder)
+    student.clip.float()
+    write_tokenizer(folder)
+    stated = {"image_processor_type": "CLIPImageProcessor", "do_resize": True, "do_center_crop": False, "do_rescale": True,
+              "do_normalize": True, "do_convert_rgb": True, "rescale_factor": 1 / 255, "resample": 3, "image_mean": MEAN,
+              "image_std": STD, "size": {"height": SIZE, "width": SIZE}}  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(stated, indent=1), encoding="utf-8")
+
+
+def as_judge(student: Student, tokenizer: Any, device: torch.device) -> Judge:
+    """Return the student as the judge that ``evaluate`` uses, without writing it."""
+    return Judge(student.clip.eval(), tokenizer, SIZE, MEAN, STD, device)
