@@ -36,8 +36,15 @@ def say(message: str) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lorasmith.starter.build", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="where the models go")
-    parser.add_argument("--minutes", type=float, default=180.0, help="of training in all, or of each --part (default 180); measuring is extra")
-    parser.add_argument("--chunk", type=float, default=float("inf"), help="stop after so many minutes; run again to go on")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=180.0,
+        help="of training in all, or of each --part (default 180); measuring is extra",
+    )
+    parser.add_argument(
+        "--chunk", type=float, default=float("inf"), help="stop after so many minutes; run again to go on"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--part", choices=PARTS, action="append", help="train only this part (may be repeated)")
     parser.add_argument("--start", type=Path, help="begin with the models in this folder, such as the ones that ship")

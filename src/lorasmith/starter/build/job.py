@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def cosine(fraction: float, peak: float, last: float = 0.02) -> float:
-    """Return the learning rate at a fraction of the budget: a short warm-up, then half a cosine down to ``last * peak``."""
+    """Return the learning rate at a fraction of the budget: a short warm-up, then a half cosine to ``last * peak``."""
     if fraction < 0.01:
         return peak * max(fraction, 1e-4) / 0.01
     return peak * (last + (1 - last) * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction))))
@@ -109,7 +109,8 @@ class Job:
             self.spent += time.perf_counter() - start
             if self.spent - last_said > 20:
                 rate = self.samples / self.spent
-                say(f"{self.name}: {100 * self.fraction:5.1f} %  step {self.steps}  loss {total / count:.4f}  {rate:.0f}/s")
+                place = f"{self.name}: {100 * self.fraction:5.1f} %  step {self.steps}"
+                say(f"{place}  loss {total / count:.4f}  {rate:.0f}/s")
                 last_said, total, count = self.spent, 0.0, 0
             if self.spent - last_saved > 60:
                 self.save()

@@ -2,8 +2,8 @@
 
 Each step it answers the questions it will be asked (which kind, which colour, blossoms or not) and picks each
 picture's caption out of the batch's (Radford et al. 2021). Linear heads that read the same answers off the picture,
-and off each patch how much of it the item covers, help it start and are thrown away. Pictures are blurred, dimmed and speckled at random, so that it judges shape and
-colour in reconstructions and generated pictures too.
+and off each patch how much of it the item covers, help it start and are thrown away. Pictures are blurred, dimmed and
+speckled at random, so that it judges shape and colour in reconstructions and generated pictures too.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Student(nn.Module):
         for module in (self.clip.vision_model, self.clip.text_model):
             for name, parameter in module.named_parameters():
                 if parameter.ndim >= 2:
-                    nn.init.normal_(parameter, std=0.3 if "position" in name or "token" in name else parameter[0].numel() ** -0.5)
+                    nn.init.normal_(
+                        parameter, std=0.3 if "position" in name or "token" in name else parameter[0].numel() ** -0.5
+                    )
         self.heads = nn.Linear(128, len(_KINDS) + 2 * len(_COLOURS) + 1)
         self.coverage = nn.Linear(128, 1)
 
@@ -83,7 +85,9 @@ class _Questions:
         return [[self.encode(wordings) for wordings in choices.values()] for choices in asked]
 
     def encode(self, texts: Any) -> Tensor:
-        out = self.tokenizer(list(texts), padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+        out = self.tokenizer(
+            list(texts), padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+        )
         return out.input_ids.to(self.device)  # type: ignore[no-any-return]
 
     def one_wording(self, asked: list[Tensor], rng: np.random.Generator) -> Tensor:
@@ -117,7 +121,9 @@ def train_judge(site: Site, minutes: float | None, deadline: float) -> Job:
         work, "judge", JUDGE_SEEDS, pictures, size=SIZE, blossom=0.5, masks=True, workers=site.workers
     )
     truth = {k: v.to(device) for k, v in _labels(rows).items()}
-    captions = tokenizer([str(r["caption"]) for r in rows], padding="max_length", max_length=MAX_TOKENS, return_tensors="pt")
+    captions = tokenizer(
+        [str(r["caption"]) for r in rows], padding="max_length", max_length=MAX_TOKENS, return_tensors="pt"
+    )
     captions = captions.input_ids.to(device)
     ask = _Questions(tokenizer, device)
     count = 256 if gpu else 64
@@ -176,9 +182,16 @@ def write_judge(student: Student, folder: Path) -> None:
     student.clip.half().save_pretrained(folder)
     student.clip.float()
     write_tokenizer(folder)
-    stated = {"image_processor_type": "CLIPImageProcessor", "do_resize": True, "do_center_crop": False, "do_rescale": True,
-              "do_normalize": True, "do_convert_rgb": True, "rescale_factor": 1 / 255, "resample": 3, "image_mean": MEAN,
-              "image_std": STD, "size": {"height": SIZE, "width": SIZE}}  # fmt: skip
+    stated = {
+        "image_processor_type": "CLIPImageProcessor",
+        **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), True),
+        "do_center_crop": False,
+        "size": {"height": SIZE, "width": SIZE},
+        "resample": 3,  # bicubic
+        "rescale_factor": 1 / 255,
+        "image_mean": MEAN,
+        "image_std": STD,
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(stated, indent=1), encoding="utf-8")
 
 

@@ -82,7 +82,9 @@ def measure_judge(judge: Judge, work: Path, count: int, workers: int) -> list[Li
     ]
 
 
-def measure_vae(sd: StableDiffusion, judge: Judge, work: Path, count: int, workers: int, photos: Path | None) -> list[Line]:
+def measure_vae(
+    sd: StableDiffusion, judge: Judge, work: Path, count: int, workers: int, photos: Path | None
+) -> list[Line]:
     """The VAE on held-out renders and, where a folder of photos is given, on those."""
     pictures, rows = _held_out(work, count, workers)
     again = _reconstructed(sd, pictures)
@@ -99,7 +101,9 @@ def measure_vae(sd: StableDiffusion, judge: Judge, work: Path, count: int, worke
     return [
         *lines,
         _at_least("judge on reconstructions: kind", 0.98, rate(v.right_kinds(kinds))),
-        _at_least("judge on reconstructions: blossom or none", 0.97, rate(b == r["blossom"] for b, r in zip(v.blossoms, rows))),
+        _at_least(
+            "judge on reconstructions: blossom or none", 0.97, rate(b == r["blossom"] for b, r in zip(v.blossoms, rows))
+        ),
     ]
 
 
@@ -118,7 +122,9 @@ def prompts(kinds: Sequence[str], count: int, seed: int) -> list[tuple[str, str,
 
 
 def _drawn(sd: StableDiffusion, asked: Sequence[tuple[str, str, str]], guidance: float, seed: int) -> NDArray[np.uint8]:
-    requests = [Request(p, seed=seed + i, steps=STEPS, guidance=guidance, sampler=SAMPLER) for i, (p, _, _) in enumerate(asked)]
+    requests = [
+        Request(p, seed=seed + i, steps=STEPS, guidance=guidance, sampler=SAMPLER) for i, (p, _, _) in enumerate(asked)
+    ]
     return np.stack([picture for _, picture in sorted(sample(sd, requests, batch=16), key=lambda pair: pair[0])])
 
 

@@ -1,4 +1,4 @@
-"""Pools of pictures, drawn in parallel once and kept on disk beside the work, so that a resumed build starts at once."""
+"""Pools of pictures, drawn in parallel once and kept on disk, so that a resumed build starts at once."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ Pictures = NDArray[np.uint8]
 Row = dict[str, str | bool]
 
 
-def picture_and_row(
-    seed: int, size: int, kinds: tuple[str, ...], blossom: float, masks: bool
-) -> tuple[Pictures, Row]:
+def picture_and_row(seed: int, size: int, kinds: tuple[str, ...], blossom: float, masks: bool) -> tuple[Pictures, Row]:
     """Draw one picture; the row holds its caption and truth. With ``masks`` the item's coverage is a fourth channel."""
     cv2.setNumThreads(1)
     drawn = render(seed, size=size, kinds=kinds, blossom=blossom)

@@ -66,7 +66,9 @@ class Denoiser(nn.Module):
         if start:
             folder = start / "starter"
             unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-            text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32, attn_implementation="eager")
+            text = CLIPTextModel.from_pretrained(
+                folder / "text_encoder", dtype=torch.float32, attn_implementation="eager"
+            )
         else:
             unet, text = make_unet(), make_text_encoder(vocabulary)
         self.unet = unet.to(memory_format=torch.channels_last)

@@ -88,7 +88,9 @@ def hardware(device: torch.device) -> str:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
         model = names[0] if names else model
     return f"{os.cpu_count()} CPU cores ({model})"
 
@@ -103,17 +105,22 @@ def _commit() -> str:
         return "unknown"
 
 
-def write_card(out: Path, lines: Sequence[Line], facts: list[dict[str, Any]], guidance: float, device: torch.device) -> None:
+def write_card(
+    out: Path, lines: Sequence[Line], facts: list[dict[str, Any]], guidance: float, device: torch.device
+) -> None:
     """Write ``card.json`` and ``CARD.md``: how the models were made and what was measured of them."""
+    options = " ".join(word for word in sys.argv[1:] if not Path(word).is_absolute())
     card = {
         "made": date.today().isoformat(),
-        "command": "python -m lorasmith.starter.build " + " ".join(a for a in sys.argv[1:] if not Path(a).is_absolute()),
+        "command": f"python -m lorasmith.starter.build {options}",
         "commit": _commit(), "hardware": hardware(device), "torch": torch.__version__, "seed": 0, "guidance": guidance,
         "sampler": "dpm++2m, 25 steps", "parts": facts, "measured": [line.to_json() for line in lines],
     }  # fmt: skip
     write_json(out / "card.json", card)
     table = ["| measured | target | found | |", "| --- | --- | --- | --- |"]
-    table += [f"| {x.what} (n = {x.n}) | {x.target} | {x.found} | {'reached' if x.met else '**missed**'} |" for x in lines]
+    table += [
+        f"| {x.what} (n = {x.n}) | {x.target} | {x.found} | {'reached' if x.met else '**missed**'} |" for x in lines
+    ]
     parts = ["| part | steps | samples | minutes |", "| --- | --- | --- | --- |"]
     parts += [f"| {f['part']} | {f['steps']} | {f['samples']:,} | {f['minutes']} |" for f in facts]
     text = f"""# The starter and the judge
