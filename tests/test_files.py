@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from lorasmith.errors import OutputError
-from lorasmith.files import new_folder, replacing, require_writable, sha256_file, write_bytes, write_json, write_text
+from lorasmith.files import (
+    new_folder,
+    replacing,
+    require_writable,
+    sha256_file,
+    write_bytes,
+    write_json,
+    write_new,
+    write_text,
+)
 
 
 def test_what_is_written_is_there_and_nothing_else(tmp_path: Path) -> None:
@@ -89,3 +98,34 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 3_000_000)
     assert sha256_file(tmp_path / "a") == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_takes_no_other_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    if not links:  # as on a memory card
+        monkeypatch.setattr("os.link", no_links)
+    assert write_new(tmp_path / "a.png", b"one")
+    assert not write_new(tmp_path / "a.png", b"two")
+    assert (tmp_path / "a.png").read_bytes() == b"one"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    with pytest.raises(OutputError):
+        write_new(tmp_path / "a.png" / "b.png", b"three")
+
+
+def test_only_durable_files_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[int] = []
+    monkeypatch.setattr("os.fsync", waits.append)
+    write_bytes(tmp_path / "cached", b"x", durable=False)
+    assert (tmp_path / "cached").read_bytes() == b"x" and waits == []
+    write_bytes(tmp_path / "kept", b"x")
+    assert waits
+
+
+def test_a_folder_whose_parents_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError) as caught:
+        new_folder(tmp_path / "file" / "a" / "b" / "c")
+    assert caught.value.where == str(tmp_path / "file" / "a" / "b" / "c")

@@ -92,3 +92,28 @@ def test_a_run_in_use_is_refused(tmp_path: Path, recipe: Recipe, monkeypatch: py
         monkeypatch.setattr("lorasmith.run._require_free", lambda path: None)  # as if both had begun at once
         with pytest.raises(RunError, match="Another process"):
             Run.create(tmp_path / "r", recipe)
+
+
+def test_a_run_that_cannot_be_begun_leaves_nothing(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OutputError("No space left on device.", where="provenance.json")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lorasmith.run.write_json", full)
+        with pytest.raises(OutputError):
+            Run.create(tmp_path / "axe-001", recipe)
+    assert not (tmp_path / "axe-001").exists()
+    Run.create(tmp_path / "axe-001", recipe).close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_events_that_cannot_be_written_are_told_once(tmp_path: Path, recipe: Recipe) -> None:
+    run = Run.create(tmp_path / "axe-001", recipe)
+    run._events.close()
+    run._events = Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115 -- closed by the run
+    with pytest.raises(OutputError, match=r"events\.jsonl"), run:
+        run.append(Note("x"))
+    with Run.create(tmp_path / "axe-002", recipe):  # the lock was given back, too
+        assert not run._lock.is_locked

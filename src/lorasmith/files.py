@@ -34,14 +34,52 @@ _FIXES = {
 }
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write ``data`` to ``path``, complete or not at all.
+
+    Args:
+        durable: wait until it is on the disk, so that it outlives a power failure; see ``replacing``.
 
     Raises:
         OutputError: the disk refuses.
     """
-    with replacing(path) as temporary:
+    with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(data)
+
+
+def write_new(path: Path, data: bytes) -> bool:
+    """Write ``data`` to ``path`` as ``write_bytes`` does, unless a file is there; return whether it was written.
+
+    Two processes that write the same name at the same time never lose one's file.
+
+    Raises:
+        OutputError: the disk refuses.
+    """
+    temporary = _temporary(path)
+    with _explained(path, temporary):
+        try:
+            temporary.write_bytes(data)
+            _sync(temporary)
+            if not _moved(temporary, path):
+                return False
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    return True
+
+
+def _moved(source: Path, path: Path) -> bool:
+    """Give a file its name unless that is taken; return whether it was free."""
+    try:
+        os.link(source, path)  # unlike a rename it fails where a file is in the way
+    except FileExistsError:
+        return False
+    except OSError:  # a disk without hard links, as exFAT
+        if path.exists():
+            return False
+        source.rename(path)
+    return True
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,28 +111,38 @@ def _finite(value: Any) -> Any:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, with the same suffix, to be written by the block.
 
     When the block ends without an error, what it wrote is forced to disk and takes the place of ``path`` in one
     step; otherwise it is removed and ``path`` is as it was.
 
+    Args:
+        durable: False leaves the time of writing to the system, which is many times as fast. After a power failure
+            the file may then be damaged, so this is only for what its reader checks and can make again.
+
     Raises:
         OutputError: the disk refuses.
     """
-    temporary = path.parent / f".tmp-{secrets.token_hex(6)}{path.suffix}"
+    temporary = _temporary(path)
     with _explained(path, temporary):
         try:
             temporary.touch()
             mode = temporary.stat().st_mode
             yield temporary
             temporary.chmod(mode)  # safetensors writes files that only their owner may read
-            _sync(temporary)
+            if durable:
+                _sync(temporary)
             temporary.replace(path)
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    return path.parent / f".tmp-{secrets.token_hex(6)}{path.suffix}"
 
 
 def new_folder(path: Path) -> Path:
@@ -103,8 +151,10 @@ def new_folder(path: Path) -> Path:
     Raises:
         OutputError: the disk refuses, or a file is in the way.
     """
-    with _explained(path, path):
+    try:
         path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # about the folder itself or any above it
+        raise output_error(path, error) from error
     return path
 
 

@@ -17,7 +17,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -64,9 +64,14 @@ class Run:
         try:
             write_text(path / "recipe.toml", dump_recipe(recipe))
             run = cls(path, recipe, lock)
-            run.record(**_circumstances())
+            try:
+                run.record(**_circumstances())
+            except BaseException:
+                run.close()
+                raise
         except BaseException:
             lock.release()
+            shutil.rmtree(path, ignore_errors=True)  # it was empty, and the same command shall work again
             raise
         return run
 
@@ -149,7 +154,8 @@ class Run:
 
     def close(self) -> None:
         """Close the event file and release the lock."""
-        self._events.close()
+        with suppress(OSError):  # what a full disk refused is still in its buffer; append has told of it
+            self._events.close()
         self._lock.release()
 
     def __enter__(self) -> Run:

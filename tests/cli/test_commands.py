@@ -119,7 +119,7 @@ def test_merge_of_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--merge", "a.png", "--rows", "seed=1"], "plain strip"),
         (["--merge", "a.png", "--prompt", "b"], "either"),
         (["--merge", "a.png", "--lora", "x"], "LoRA"),
-        (["--merge"], "no prompt"),
+        (["--merge"], "PICTURES"),
         (["--columns", "sed=1", "--prompt", "a"], "axis"),
         (["--columns", "seed=1", "--prompt", "a", "--prompt", "b"], "prompt=FIRST"),
         (["--columns", "seed=1"], "no prompt"),

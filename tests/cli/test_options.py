@@ -40,7 +40,7 @@ def test_a_lora_that_is_none(text: str) -> None:
 
 def test_prompts_come_from_options_and_a_file(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes("\ufeffan axe, é\r\n\r\n  a spear # 2\n".encode())
-    assert read_prompts(["a whip"], tmp_path / "p.txt") == ["a whip", "an axe, é", "  a spear # 2"]
+    assert read_prompts(["a whip"], tmp_path / "p.txt") == ["a whip", "an axe, é", "a spear # 2"]
 
 
 def test_prompts_that_are_none(tmp_path: Path) -> None:

@@ -88,3 +88,18 @@ def test_an_unwritable_folder_is_named_first(sd: StableDiffusion, tmp_path: Path
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         next(iter(generate(sd, REQUESTS, tmp_path / "file")))
+
+
+def test_two_at_the_same_time_never_overwrite_each_other(sd: StableDiffusion, tmp_path: Path) -> None:
+    first = generate(sd, REQUESTS, tmp_path)
+    next(first)  # it has chosen its names
+    list(generate(sd, REQUESTS, tmp_path))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    *_, finished = first
+    assert isinstance(finished, Finished)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        *("00000-10.png", "00001-11.png", "00002-12.png"),
+        *("00003-10.png", "00004-11.png", "00005-12.png"),
+    ]
+    assert {path.name for path in finished.files} == {"00003-10.png", "00004-11.png", "00005-12.png"}

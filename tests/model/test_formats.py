@@ -238,3 +238,10 @@ def test_an_unwritable_folder_is_named(sd: StableDiffusion, tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         write_diffusers(trained(sd), tmp_path / "file" / "lora.safetensors")
+
+
+def test_a_cut_file_is_not_taken_for_a_pickle(tmp_path: Path) -> None:
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes((0x1280).to_bytes(8, "little") + b'{"a": ')  # begins with a byte that pickles begin with
+    with pytest.raises(LoraError, match="cut off"):
+        read_lora(path)

@@ -97,18 +97,30 @@ def test_a_picture_that_cannot_be_decoded_any_more_is_left_out(sd: StableDiffusi
 def test_a_damaged_cache_file_is_made_again(sd: StableDiffusion, folders: list[Path], cache: Path) -> None:
     examples = read_dataset(folders).examples
     _, first = encode(sd, examples)
-    damaged = sorted(cache.rglob("*.safetensors"))[0]
-    damaged.write_bytes(damaged.read_bytes()[:100])
+    damaged = sorted(cache.rglob("*.tensors"))[:2]
+    damaged[0].write_bytes(damaged[0].read_bytes()[:100])
+    whole = damaged[1].read_bytes()
+    damaged[1].write_bytes(whole[:-64] + bytes(64))  # the right size and a good header, as after a power failure
     counting = Counting(sd)
     _, second = encode(sd, examples)
-    assert counting.vae == 1
-    assert torch.equal(first.mean, second.mean)
+    assert counting.vae == 2
+    assert torch.equal(first.mean, second.mean) and torch.equal(first.std, second.std)
+
+
+def test_the_cache_never_waits_for_the_disk(
+    sd: StableDiffusion, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[int] = []
+    monkeypatch.setattr("os.fsync", waits.append)
+    encode(sd, read_dataset(folders).examples)
+    drain(encode_captions(sd, ["a whip", "an axe"], Cache(cache_folder())))
+    assert waits == []
 
 
 def test_a_full_disk_costs_the_cache_but_not_the_work(
     sd: StableDiffusion, folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, data: bytes) -> None:
+    def full(path: Path, data: bytes, *, durable: bool = True) -> None:
         raise OutputError("No space left.", where=str(path), fix="Free some.")
 
     monkeypatch.setattr(files, "write_bytes", full)
@@ -140,3 +152,12 @@ def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("sys.platform", "linux")
     assert cache_folder() == tmp_path / "lorasmith" / "encoded"
+
+
+def test_a_cache_that_cannot_be_made_costs_a_warning(sd: StableDiffusion, folders: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()  # as a home that is read-only
+    examples = read_dataset(folders).examples
+    deep = Cache(tmp_path / "file" / "a" / "b")
+    events, latents = drain(encode_pictures(sd, examples, 32, lambda _: (PLAIN,), deep))
+    assert len(latents.examples) == 9
+    assert len([e for e in events if isinstance(e, Warned)]) == 1

@@ -66,15 +66,19 @@ def command(
     _check_usage(columns, rows, merge, pictures, prompts)
     if out.exists():
         raise OutputError("That file is already there.", where=str(out), fix="Choose another name, or remove it.")
+    if out.suffix.lower() != ".png":
+        raise OutputError("The picture is written as PNG.", where=str(out), fix="Choose a name that ends in .png")
     if lora and pictures:
         raise click.UsageError("A LoRA changes no PICTURE that is already there.")
     path, weight = parse_lora(lora) if lora else (None, 1.0)
 
     from lorasmith.cli.screen import show
+    from lorasmith.files import require_writable
     from lorasmith.generate.generate import fused, use_lora
     from lorasmith.generate.grid import make_grid, parse_axis
     from lorasmith.generate.sample import Request
 
+    require_writable(out.parent)
     if pictures:
         show(_merge_files(pictures, height, out), as_json=as_json)
         return
@@ -103,6 +107,8 @@ def _check_usage(
         raise click.UsageError("To put PICTURES side by side, add --merge.")
     if pictures and prompts:
         raise click.UsageError("Merge either PICTURES or prompts.")
+    if merge and not pictures and not prompts:
+        raise click.UsageError("Name the PICTURES to put side by side, or what to draw with --prompt.")
     if not merge and not columns:
         raise click.UsageError("Say what changes with --columns, such as --columns weight=0,0.5,1.")
     if not merge and len(prompts) > 1:

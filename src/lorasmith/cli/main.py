@@ -10,10 +10,12 @@ import difflib
 import importlib
 import io
 import os
+import re
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -105,19 +107,27 @@ def explain(error: Exception) -> LorasmithError | None:
             "The memory is used up.",
             fix="Use a smaller batch or size (to train, --preset low-memory), or close other programs.",
         )
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return LorasmithError(f"{error.strerror}.", where=os.fsdecode(error.filename), fix="Check the path.")
+    if isinstance(error, RuntimeError) and re.search(r"allocate memory|not enough memory", str(error)):  # torch's too
+        return explain(MemoryError())
+    if isinstance(error, OSError) and error.strerror:
+        if error.filename:
+            return LorasmithError(f"{error.strerror}.", where=os.fsdecode(error.filename), fix="Check the path.")
+        return LorasmithError(f"{error.strerror}.", fix="Check the disk that is written to, and where the output goes.")
     return None
 
 
 def _fault(error: Exception) -> LorasmithError:
-    with tempfile.NamedTemporaryFile("w", prefix="lorasmith-", suffix=".txt", delete=False, encoding="utf-8") as report:
-        traceback.print_exception(type(error), error, error.__traceback__, file=report)
-    return LorasmithError(
-        f"Something is wrong in lorasmith itself ({type(error).__name__}: {error}).",
-        where=report.name,
-        fix=f"Please report it with that file; {_DEBUG}=1 shows the details here.",
-    )
+    what = f"Something is wrong in lorasmith itself ({type(error).__name__}: {error})."
+    details = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="lorasmith-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as file:
+            file.write(details)
+    except OSError:  # no place for it, as on a full disk
+        return LorasmithError(what, fix=f"Please report it with what {_DEBUG}=1 shows.")
+    fix = f"Please report it with that file; {_DEBUG}=1 shows the details here."
+    return LorasmithError(what, where=file.name, fix=fix)
 
 
 def _calm() -> None:
@@ -133,6 +143,9 @@ def _calm() -> None:
         import warnings
 
         warnings.simplefilter("ignore")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 -- for as long as we run
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

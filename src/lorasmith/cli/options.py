@@ -88,7 +88,7 @@ def read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
     lines: list[str] = []
     if file:
         try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
         except OSError as error:
             what = f"The prompts cannot be read: {error.strerror}."
             raise RecipeError(what, where=str(file), fix="Check the path and its spelling.") from error

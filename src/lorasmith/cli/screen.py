@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
 from typing import Protocol
 
@@ -41,15 +42,18 @@ def show(events: Iterator[ev.Event], *, as_json: bool = False) -> list[ev.Finish
 
 def say(message: str = "") -> None:
     """Print one line for a person, as it is."""
-    _print(Console(), message)
+    _print(_Console(), message)
 
 
 def print_json(value: object) -> None:
     """Print one JSON value on one line, in UTF-8 whatever the terminal's encoding is."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
-    sys.stdout.write(json_text(value) + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(json_text(value) + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        _mute(error)
 
 
 class _Json(AbstractContextManager["_Json"]):
@@ -64,7 +68,7 @@ class _Lines(AbstractContextManager["_Lines"]):
     """For logs and pipes: one line for an event, and now and then one for progress."""
 
     def __init__(self) -> None:
-        self.console = Console()
+        self.console = _Console()
         self.said: dict[str, float] = {}
         self.over: set[str] = set()
         self.pace = _Pace()
@@ -181,4 +185,28 @@ def _figures(event: ev.StepDone) -> str:
 
 
 def _print(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    try:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+    except OSError as error:
+        _mute(error)
+
+
+class _Console(Console):
+    """Rich's own ends the program when a pipe's reader has gone."""
+
+    def on_broken_pipe(self) -> None:
+        _mute(BrokenPipeError())
+
+
+def _mute(error: OSError) -> None:
+    """Go on in silence after the output was refused: a reader such as ``head`` has gone, or a log's disk is full.
+
+    Hours of training shall not end with their log.
+    """
+    if not isinstance(error, BrokenPipeError):
+        with suppress(OSError):
+            sys.stderr.write(f"Warning: the output cannot be written ({error.strerror}); the work goes on.\n")
+    with suppress(OSError):  # no file behind it, as in tests
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

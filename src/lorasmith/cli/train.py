@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from lorasmith.errors import LorasmithError, RecipeError
+from lorasmith.errors import RecipeError, RunError
 from lorasmith.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from lorasmith.run import Run
+
+_STARTS_AT_ONCE = 16
 
 
 @click.command("train", short_help="Train a LoRA on folders of pictures.")
@@ -47,7 +53,7 @@ def command(
     from lorasmith.cli.screen import say, show
     from lorasmith.run import Run
 
-    run = Run.create(out or Run.new_path(Path("runs"), recipe.name), recipe)
+    run = Run.create(out, recipe) if out else _numbered_run(recipe)
     try:
         with run:
             if not as_json:
@@ -55,9 +61,21 @@ def command(
             from lorasmith.train.loop import train
 
             show(train(recipe, run), as_json=as_json)
-    except (LorasmithError, KeyboardInterrupt):
+    except BaseException:
         run.discard_if_empty()
         raise
+
+
+def _numbered_run(recipe: Recipe) -> Run:
+    """Make the next run folder in runs; trainings that start at the same time get one each."""
+    from lorasmith.run import Run
+
+    for _ in range(_STARTS_AT_ONCE):
+        try:
+            return Run.create(Run.new_path(Path("runs"), recipe.name), recipe)
+        except RunError:  # another training took that number meanwhile
+            continue
+    return Run.create(Run.new_path(Path("runs"), recipe.name), recipe)
 
 
 def _recipe(source: tuple[Path, ...], base: str | None, preset: str, overrides: tuple[str, ...]) -> Recipe:

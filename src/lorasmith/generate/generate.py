@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lorasmith.errors import RecipeError
 from lorasmith.events import Event, Finished, PictureMade, Progress, Warned
-from lorasmith.files import require_writable, sha256_file, write_bytes
+from lorasmith.files import require_writable, sha256_file, write_new
 from lorasmith.generate.png_text import LoraNote, parameters_text, png_bytes
 from lorasmith.generate.sample import Request, check_requests, sample
 from lorasmith.model.formats import lora_file, read_lora
@@ -90,6 +90,8 @@ def generate(
     """
     check_requests(sd, requests)
     _check_pattern(pattern)
+    for used in loras:
+        used.lora.check_fits(sd)
     require_writable(out)
     yield from _cut_prompts(sd, requests)
     paths = _free_paths(requests, out, pattern)
@@ -101,7 +103,9 @@ def generate(
         for done, (i, picture) in enumerate(sample(sd, requests, batch=batch), start=1):
             request = requests[i]
             text = parameters_text(request, request.size(sd), model, sd.sha256, notes)
-            write_bytes(paths[i], png_bytes(picture, text))
+            data = png_bytes(picture, text)
+            while not write_new(paths[i], data):  # another process took the name meanwhile
+                paths[i] = _free_paths([request], out, pattern, len(requests) + i)[0]
             yield PictureMade(paths[i], request.prompt, request.seed)
             yield Progress("generate", done, len(requests))
     seconds = (time.perf_counter() - began) / max(len(requests), 1)
@@ -141,9 +145,9 @@ def _file_name(pattern: str, request: Request, index: int) -> str:
     )
 
 
-def _free_paths(requests: Sequence[Request], out: Path, pattern: str) -> list[Path]:
+def _free_paths(requests: Sequence[Request], out: Path, pattern: str, index: int = 0) -> list[Path]:
+    """Return a free name for each request, with growing indices from ``index``."""
     paths: list[Path] = []
-    index = 0
     for request in requests:
         while (path := out / f"{_file_name(pattern, request, index)}.png").exists():
             index += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from io import BytesIO
@@ -23,6 +24,7 @@ _INK, _PAPER, _FAINT = (24, 24, 27), (255, 255, 255), (113, 113, 122)
 _REQUEST_AXES = {"prompt": str, "seed": int, "guidance": float, "steps": int, "sampler": str}
 _LORA_AXES = {"checkpoint": str, "lora": str, "weight": float}
 AXES = (*_REQUEST_AXES, *_LORA_AXES)
+_STRIP_PIXELS = 200_000_000  # 600 MB
 NO_LORA = "base"  # as a value of a checkpoint or lora axis: the base alone
 
 
@@ -73,7 +75,10 @@ def parse_axis(text: str) -> Axis:
     if kind is None or not values:
         raise RecipeError(f'"{text}" is not an axis of a grid.', fix=fix)
     try:
-        return Axis(name, tuple(kind(v) for v in values))
+        axis = Axis(name, tuple(kind(v) for v in values))
+        if not all(math.isfinite(v) for v in axis.values if isinstance(v, float)):
+            raise ValueError
+        return axis
     except ValueError as error:
         raise RecipeError(f'"{text}" has a value that is not a number.', fix=fix) from error
 
@@ -204,10 +209,19 @@ def grid(
 
 
 def merge(pictures: Sequence[Picture], height: int | None = None) -> Image.Image:
-    """Return pictures side by side without gaps or labels, all scaled to ``height`` (None is the lowest picture's)."""
+    """Return pictures side by side without gaps or labels, all scaled to ``height`` (None is the lowest picture's).
+
+    Raises:
+        RecipeError: the strip would not fit into memory.
+    """
     from PIL import Image
 
     height = height or min(p.shape[0] for p in pictures)
+    pixels = sum(height * p.shape[1] * height // p.shape[0] for p in pictures)
+    if pixels > _STRIP_PIXELS:
+        raise RecipeError(
+            f"The strip would have {pixels:,} pixels; {_STRIP_PIXELS:,} are the limit.", fix="Choose a smaller height."
+        )
     scaled = []
     for picture in pictures:
         image = Image.fromarray(picture)

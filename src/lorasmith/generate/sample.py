@@ -19,6 +19,7 @@ from lorasmith.generate.samplers import SAMPLERS, make_scheduler, sampler
 from lorasmith.model.stable_diffusion import StableDiffusion
 
 Picture = NDArray[np.uint8]
+_MOST_PIXELS = 4096**2  # far beyond what any base draws well; more would only end when the memory does
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,10 @@ def check_requests(sd: StableDiffusion, requests: Sequence[Request]) -> None:
             problems[f"a guidance of {request.guidance} is not from 0 to 100"] = None
         if not 0 <= request.seed < 2**63:
             problems[f"the seed {request.seed} is not from 0 to 2**63 - 1"] = None
-        for side in request.size(sd):
+        width, height = request.size(sd)
+        if width * height > _MOST_PIXELS:
+            problems[f"{width} x {height} pixels are more than {_MOST_PIXELS:,}"] = None
+        for side in (width, height):
             if side <= 0 or side % sd.vae_factor:
                 problems[f"a side of {side} pixels is not a multiple of {sd.vae_factor}"] = None
     if problems:

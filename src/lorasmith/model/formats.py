@@ -174,7 +174,8 @@ def _read_header(path: Path) -> dict[str, str]:
 
 
 def _not_safetensors(start: bytes) -> str:
-    if start[:2] == b"PK" or start[:1] == b"\x80":
+    pickled = start[:1] == b"\x80" and any(start[3:])  # a cut safetensors file may begin with that byte too
+    if start[:2] == b"PK" or pickled:
         return "The LoRA file is a pickle, which can run code when opened; lorasmith does not open it."
     if start.startswith(b"version"):
         return "The LoRA file is a git-lfs pointer, not the file itself."

@@ -6,6 +6,7 @@ All problems are reported in one error, each with its line and, for an unknown k
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import sys
@@ -204,13 +205,21 @@ def _problem(detail: ErrorDetails, source: Path | None, text: str, overrides: Se
         sections = sorted({k.partition(".")[0] for k in known_keys() if "." in k})
         known = sections if isinstance(detail["input"], dict) and len(names) == 1 else known_keys()
         message = f"unknown key{_nearest(key, known)}"
+    elif detail["type"] == "tuple_type":
+        message = f"must be a list in brackets, as [{_quoted(detail['input'])}]"
+    elif detail["type"] == "string_too_short":
+        message = "must not be empty"
     elif not isinstance(detail["input"], (dict, list)):
         message += f", not {detail['input']!r}"
-    for override in overrides:
+    for override in reversed(overrides):  # of equal keys the last one counts
         if override.partition("=")[0].strip() == key:
             return _Problem(f"--set {override}", f"{key}: {message}")
     line = _line_of(text, names)
     return _Problem(f"{source}:{line}" if line else str(source or "command line"), f"{key}: {message}")
+
+
+def _quoted(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _line_of(text: str, names: Sequence[str]) -> int | None:

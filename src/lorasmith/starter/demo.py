@@ -52,9 +52,9 @@ def demo_recipe(folders: Sequence[Path]) -> Recipe:
         data=DataSection(folders=tuple(folders), flip=True, validation=0.08),
         lora=LoraSection(rank=16, alpha=16, targets="all"),
         train=TrainSection(
-            steps=700,
+            steps=1500,
             batch=16,
-            learning_rate=1.5e-3,
+            learning_rate=2e-3,
             schedule="cosine",
             warmup=30,
             noise_offset=0.05,

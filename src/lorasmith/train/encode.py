@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +33,8 @@ from lorasmith.errors import DataError, OutputError
 from lorasmith.events import Event, Progress, Warned
 from lorasmith.model.stable_diffusion import StableDiffusion
 
-_FORMAT = 1  # of the cache; a change in what is stored, or in how pictures are cut, needs the next number
+_FORMAT = 2  # of the cache; a change in what is stored, or in how pictures are cut, needs the next number
+_DIGEST = hashlib.sha256().digest_size
 _PIXELS_AT_ONCE = 2**20  # bounds the VAE's memory; fixed, so that latents do not depend on the machine
 
 
@@ -63,7 +65,11 @@ class TextSet:
 
 
 class Cache:
-    """Tensors on disk by key, each file complete or absent."""
+    """Tensors on disk by key: a safetensors file each, complete or absent, after the 32 bytes of its SHA-256.
+
+    The files are not forced to disk, which would take longer than encoding small pictures does. The hash finds those
+    that a power failure has damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -71,7 +77,11 @@ class Cache:
     def get(self, key: str) -> dict[str, Tensor] | None:
         """Return what is stored under ``key``, or None where that is nothing or unreadable."""
         try:
-            tensors: dict[str, Tensor] = safetensors.torch.load(self._path(key).read_bytes())
+            stored = self._path(key).read_bytes()
+            data = stored[_DIGEST:]
+            if hashlib.sha256(data).digest() != stored[:_DIGEST]:
+                return None
+            tensors: dict[str, Tensor] = safetensors.torch.load(data)
         except (OSError, SafetensorError):
             return None
         return tensors
@@ -84,10 +94,11 @@ class Cache:
         """
         path = self._path(key)
         files.new_folder(path.parent)
-        files.write_bytes(path, safetensors.torch.save(tensors))
+        data = safetensors.torch.save(tensors)
+        files.write_bytes(path, hashlib.sha256(data).digest() + data, durable=False)
 
     def _path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key}.safetensors"
+        return self.folder / key[:2] / f"{key}.tensors"
 
 
 def cache_folder() -> Path:
@@ -95,12 +106,19 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("LORASMITH_CACHE"):
         return Path(chosen)
     if sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        root = Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local")
     elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
+        root = _home() / "Library" / "Caches"
     else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        root = Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache")
     return root / "lorasmith" / "encoded"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # a container's user without a home
+        return Path(tempfile.gettempdir())
 
 
 def encode_pictures(
