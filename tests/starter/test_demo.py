@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from lorasmith.errors import OutputError
 from lorasmith.events import Finished, Note, Progress, StepDone
+from lorasmith.generate.sample import Request
 from lorasmith.starter import demo as module
 from lorasmith.starter.demo import demo, demo_recipe, weapon_prompt
 from lorasmith.starter.paths import judge_folder, starter_folder
@@ -37,6 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         return whole.model_copy(update={"train": train, "samples": samples})
 
     monkeypatch.setattr(module, "demo_recipe", recipe)
+    monkeypatch.setattr(module, "Request", partial(Request, steps=2))
     monkeypatch.setattr(module, "PICTURES", 3)
     monkeypatch.setattr(module, "KEPT", 1)
     monkeypatch.setenv("LORASMITH_CACHE", str(tmp_path / "cache"))
