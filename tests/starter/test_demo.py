@@ -96,5 +96,5 @@ def test_what_ships_is_small_and_safe() -> None:
         assert sum(path.stat().st_size for path in files) <= limit
         assert max(path.stat().st_size for path in files) <= 16 * 2**20
     card = json.loads((starter_folder().parent / "card.json").read_text())
-    assert {"command", "commit", "hardware", "measured", "parts", "seed"} <= set(card)
+    assert {"commands", "commit", "hardware", "measured", "parts", "seed"} <= set(card)
     assert all(line["n"] >= 79 for line in card["measured"])

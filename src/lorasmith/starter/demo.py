@@ -33,7 +33,7 @@ from lorasmith.train.loop import train
 PICTURES = 25  # of each weapon
 DATA_SEED = 5_000_000_000
 SHOWN = 4  # pictures of each weapon in before-after.png
-GUIDANCE = 3.0
+GUIDANCE = 4.5
 PHRASE = "with pink blossom patterns"
 BATCH = 16
 KEPT = 5  # pictures of each kind that the base draws itself, so that the LoRA learns what not to change
@@ -52,7 +52,7 @@ def demo_recipe(folders: Sequence[Path]) -> Recipe:
         data=DataSection(folders=tuple(folders), flip=True, validation=0.08),
         lora=LoraSection(rank=16, alpha=16, targets="all"),
         train=TrainSection(
-            steps=1500,
+            steps=800,
             batch=16,
             learning_rate=2e-3,
             schedule="cosine",

@@ -22,7 +22,7 @@ from lorasmith.starter.build.judge import Student, as_judge, train_judge
 from lorasmith.starter.build.measure import Line, choose_guidance, measure_base, measure_judge, measure_vae
 from lorasmith.starter.build.unet import Denoiser, train_unet
 from lorasmith.starter.build.vae import train_decoder, train_vae
-from lorasmith.starter.build.write import job_facts, write_card, write_judge_folder, write_starter
+from lorasmith.starter.build.write import job_facts, remember_command, write_card, write_judge_folder, write_starter
 
 PARTS = ("judge", "vae", "unet", "decoder")
 SHARES = {"judge": 0.14, "vae": 0.34, "unet": 0.42, "decoder": 0.10}  # of the minutes
@@ -116,6 +116,7 @@ def main() -> None:
     options = _arguments()
     build = Build(options, torch.device(options.device), time.monotonic())
     build.work.mkdir(parents=True, exist_ok=True)
+    remember_command(build.work)
     jobs, scaling = build.jobs()
     unfinished = [name for name, job in jobs.items() if not job.finished]
     if unfinished and not options.measure_only:
@@ -133,7 +134,8 @@ def main() -> None:
     lines, guidance = _measure(build, jobs)
     for line in lines:
         say(f"{'reached' if line.met else 'MISSED '}  {line.what}: {line.found} (target {line.target})")
-    write_card(options.out, lines, job_facts(list(jobs.values()), options.start), guidance, build.device)
+    facts = job_facts(list(jobs.values()), options.start)
+    write_card(options.out, build.work, lines, facts, guidance, build.device)
 
 
 if __name__ == "__main__":

@@ -105,22 +105,34 @@ def _commit() -> str:
         return "unknown"
 
 
+def remember_command(work: Path) -> None:
+    """Add this call to the list of the build's commands, which the card shows. Folders lose where they lie."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    with (work / "commands.txt").open("a", encoding="utf-8") as file:
+        file.write(" ".join(["python -m lorasmith.starter.build", *words]) + "\n")
+
+
 def write_card(
-    out: Path, lines: Sequence[Line], facts: list[dict[str, Any]], guidance: float, device: torch.device
+    out: Path,
+    work: Path,
+    lines: Sequence[Line],
+    facts: list[dict[str, Any]],
+    guidance: float,
+    device: torch.device,
 ) -> None:
     """Write ``card.json`` and ``CARD.md``: how the models were made and what was measured of them."""
-    options = " ".join(word for word in sys.argv[1:] if not Path(word).is_absolute())
+    commands = list(dict.fromkeys((work / "commands.txt").read_text(encoding="utf-8").splitlines()))
     card = {
         "made": date.today().isoformat(),
-        "command": f"python -m lorasmith.starter.build {options}",
+        "commands": commands,
         "commit": _commit(), "hardware": hardware(device), "torch": torch.__version__, "seed": 0, "guidance": guidance,
         "sampler": "dpm++2m, 25 steps", "parts": facts, "measured": [line.to_json() for line in lines],
     }  # fmt: skip
     write_json(out / "card.json", card)
     table = ["| measured | target | found | |", "| --- | --- | --- | --- |"]
-    table += [
-        f"| {x.what} (n = {x.n}) | {x.target} | {x.found} | {'reached' if x.met else '**missed**'} |" for x in lines
-    ]
+    for x in lines:
+        found = x.found if "n =" in x.found else f"{x.found} (n = {x.n})"
+        table.append(f"| {x.what} | {x.target} | {found} | {'reached' if x.met else '**missed**'} |")
     parts = ["| part | steps | samples | minutes |", "| --- | --- | --- | --- |"]
     parts += [f"| {f['part']} | {f['steps']} | {f['samples']:,} | {f['minutes']} |" for f in facts]
     text = f"""# The starter and the judge
@@ -131,7 +143,7 @@ Wilson's, 95 %.
 
 Made {card["made"]} at commit `{card["commit"]}` on {card["hardware"]}, torch {card["torch"]}, by
 
-    {card["command"]}
+{chr(10).join(f"    {command}" for command in commands)}
 
 {chr(10).join(table)}
 
