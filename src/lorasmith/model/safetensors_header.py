@@ -39,7 +39,7 @@ _TORCH_NAMES = {
     "U16": "uint16",
     "F8_E5M2": "float8_e5m2",
 }
-_DTYPES: dict[str, torch.dtype] = {k: getattr(torch, v) for k, v in _TORCH_NAMES.items() if hasattr(torch, v)}
+DTYPES: dict[str, torch.dtype] = {k: getattr(torch, v) for k, v in _TORCH_NAMES.items() if hasattr(torch, v)}
 
 
 def is_safetensors(head: bytes) -> bool:
@@ -122,7 +122,7 @@ def _tensor(name: str, entry: Any, start: int, where: str) -> StoredTensor:
         if type(entry["data_offsets"]) is not list or len(entry["data_offsets"]) != 2:
             raise ValueError("its place is not two numbers")
         begin, end = (whole(n, "its place") for n in entry["data_offsets"])
-        dtype = _DTYPES.get(entry["dtype"]) if type(entry["dtype"]) is str else None
+        dtype = DTYPES.get(entry["dtype"]) if type(entry["dtype"]) is str else None
         if dtype is None:
             raise unsupported(f'The tensor "{shown(name)}" has the unknown dtype "{shown(entry["dtype"])}".', where)
         if end - begin != math.prod(shape) * dtype.itemsize:

@@ -7,19 +7,20 @@ each is read from the model.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lorasmith.errors import DeviceError, ModelError, RecipeError
-from lorasmith.files import sha256_file
-from lorasmith.model.diffusers_folder import find_folder, load_parts
+from lorasmith.model.assemble import load_parts, vae_dtype
+from lorasmith.model.base_files import WeightChoice
+from lorasmith.model.find_base import find_base
+from lorasmith.model.part_weights import PartWeights
 
 _TEXTS_AT_ONCE = 64  # bounds the memory of encode_text
 
@@ -36,7 +37,8 @@ class StableDiffusion:
         prediction_type: "epsilon" or "v_prediction".
         scheduler_config: the noise schedule's settings as the base's folder gives them.
         source: the name it was loaded by.
-        files: the files of each part, for ``sha256``.
+        weights: where each part's weights lie, for ``sha256``.
+        notes: what the user should know about the choices made in loading, one line each.
         device, dtype: where it computes. A part may be elsewhere for a while (``sd.vae.to("cpu")``): the methods
             take their inputs to the part and bring the result to ``device``.
         originals: weights that ``fuse`` replaced, by module name, on the CPU.
@@ -50,7 +52,8 @@ class StableDiffusion:
     prediction_type: str
     scheduler_config: dict[str, Any]
     source: str
-    files: dict[str, tuple[Path, ...]]
+    weights: Mapping[str, PartWeights]
+    notes: tuple[str, ...]
     device: torch.device
     dtype: torch.dtype
     originals: dict[str, Tensor]
@@ -82,13 +85,17 @@ class StableDiffusion:
 
     @cached_property
     def sha256(self) -> str:
-        """A hash over the contents of every part's weights and settings. Reads all files once, when first asked."""
-        return _sha256(self.files)
+        """A hash over every part's weights, the same in any layout of the files. Reads them once, when first asked."""
+        parts = [f"{part} {self._part_sha256(part)}" for part in sorted(self.weights)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     @cached_property
     def vae_sha256(self) -> str:
         """The same over the VAE alone: latents depend on nothing else of the base."""
-        return _sha256({"vae": self.files["vae"]})
+        return self.weights["vae"].sha256()
+
+    def _part_sha256(self, part: str) -> str:
+        return self.vae_sha256 if part == "vae" else self.weights[part].sha256()
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> StableDiffusion:
         """Move every part, in place, and return ``self``. LoRA weights of an attached adapter stay in float32."""
@@ -97,7 +104,7 @@ class StableDiffusion:
             part.to(self.device)
             _cast(part, self.dtype)
         self.vae.to(self.device)
-        _cast(self.vae, _vae_dtype(self.dtype))
+        _cast(self.vae, vae_dtype(self.dtype))
         return self
 
     @torch.no_grad()
@@ -166,20 +173,32 @@ class StableDiffusion:
         return [len(ids) for ids in self.tokenizer(list(texts), truncation=False, verbose=False).input_ids]
 
 
-def load_base(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> StableDiffusion:
+def load_base(
+    name: str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    vae: str | None = None,
+    weights: WeightChoice = "auto",
+) -> StableDiffusion:
     """Load a base.
 
     Args:
-        name: "starter" (the built-in one); a folder in the diffusers layout; or the id of a model on the Hugging Face
-            hub, taken from the local cache, and downloaded only where it is not there.
+        name: "starter" (the built-in one); a folder in the diffusers layout; one .safetensors or .ckpt file in the
+            original layout; or the id of a model on the Hugging Face hub, taken from the local cache, and downloaded
+            only where it is not there.
         device: where it shall compute.
         dtype: of the UNet and the text encoder; of the VAE see ``StableDiffusion``.
+        vae: a VAE to use instead of the base's own: a file in either layout, or a folder.
+        weights: which of the UNet's weights, where the base has them and their moving average (EMA): "auto" and
+            "non-ema" take the weights themselves, as the makers of SD 1.5 advise for fine-tuning.
 
     Raises:
-        ModelError: it cannot be found or read, a part is missing or incomplete, it is another architecture, or its
-            weights are pickles (which can run code when opened).
+        ModelError: it cannot be found or read, a part is missing or incomplete, it is another architecture, or a
+            pickle asks for more than weights (pickles are never run; see ``checkpoint_file``).
     """
-    parts = load_parts(find_folder(name), dtype)
+    files = find_base(name, vae=vae, weights=weights)
+    parts = load_parts(files, dtype)
     sd = StableDiffusion(
         unet=parts.unet,
         vae=parts.vae,
@@ -189,7 +208,8 @@ def load_base(name: str, *, device: torch.device | str = "cpu", dtype: torch.dty
         prediction_type=str(parts.scheduler_config.get("prediction_type", "epsilon")),
         scheduler_config=parts.scheduler_config,
         source=name,
-        files=parts.files,
+        weights=parts.weights,
+        notes=files.notes,
         device=torch.device(device),
         dtype=dtype,
         originals={},
@@ -197,22 +217,10 @@ def load_base(name: str, *, device: torch.device | str = "cpu", dtype: torch.dty
     return sd.to(device, dtype)
 
 
-def _vae_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float16 if dtype == torch.float16 else torch.float32
-
-
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
         if tensor.is_floating_point() and ".lora_" not in name:
             tensor.data = tensor.data.to(dtype)
-
-
-def _sha256(files: dict[str, tuple[Path, ...]]) -> str:
-    digest = hashlib.sha256()
-    for part, paths in files.items():
-        for path in paths:
-            digest.update(f"{part}/{path.name} {sha256_file(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def pick_device(name: str = "auto") -> torch.device:
