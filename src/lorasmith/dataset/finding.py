@@ -1,81 +1,19 @@
-"""What is wrong or doubtful in the data: every kind of finding, in one table."""
+"""What is wrong or doubtful in the data; the kinds of it are in ``kinds``, ``kinds_look`` and ``kinds_caption``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from lorasmith.dataset.kinds import READING, Kind, Severity
+from lorasmith.dataset.kinds_caption import CAPTIONS
+from lorasmith.dataset.kinds_look import LOOKING
 from lorasmith.errors import DataError
 
-Severity = Literal["error", "warning", "info"]
+KINDS: dict[str, Kind] = {**READING, **LOOKING, **CAPTIONS}
 _LISTED = 100
 _SHOWN_CHARACTERS = 80
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One kind of finding.
-
-    Args:
-        severity: ``error``: something that was offered is not used; ``warning``: it is used, but look at it;
-            ``info``: said so that nothing is done quietly.
-        about: what it is about; an error about a ``folder`` stops the work, one about a ``picture`` leaves out
-            that picture, one about an ``entry`` leaves out one line of metadata.jsonl.
-        fix: what to do about it, as one sentence.
-    """
-
-    severity: Severity
-    about: Literal["folder", "picture", "entry"]
-    fix: str
-
-
-KINDS: dict[str, Kind] = {
-    # A folder cannot be used at all.
-    "missing-folder": Kind("error", "folder", "Check the path; one in a recipe starts at the recipe's folder."),
-    "not-a-folder": Kind("error", "folder", "Name the folder that holds the pictures."),
-    "unreadable-folder": Kind("error", "folder", "Give yourself the right to read it."),
-    "no-pictures": Kind("error", "folder", "Put pictures (PNG, JPEG, WebP, ...) into it, or leave the folder out."),
-    "folder-in-folder": Kind("error", "folder", "Name only one of the two, so that no picture is used twice."),
-    "unreadable-metadata": Kind("error", "folder", "Give yourself the right to read it."),
-    "utf16-metadata": Kind(
-        "error",
-        "folder",
-        "Save it as UTF-8; in PowerShell: (Get-Content metadata.jsonl) | Set-Content -Encoding utf8 metadata.jsonl",
-    ),
-    "nothing-usable": Kind("error", "folder", "Mend what is listed here, or leave the folder out."),
-    # A line of metadata.jsonl cannot be used.
-    "bad-json": Kind("error", "entry", 'Write one object per line, as {"file_name": "1.png", "text": "a red axe"}.'),
-    "not-utf8": Kind("error", "entry", "Save the file as UTF-8."),
-    "line-too-long": Kind("error", "entry", "Write one picture per line."),
-    "bad-entry": Kind("error", "entry", 'Give each line a "file_name" and a "text", both as strings.'),
-    "outside-folder": Kind("error", "entry", "Copy the picture into the folder and name it relative to the folder."),
-    "missing-file": Kind("error", "entry", "Correct the name (capitals count), or remove the line."),
-    "duplicate-entry": Kind("error", "entry", "Remove one of the lines; the first is used."),
-    # A picture cannot be used.
-    "no-entry": Kind("error", "picture", "Add a line for it to metadata.jsonl, or move it out of the folder."),
-    "bad-caption": Kind("error", "picture", "Write its caption as plain UTF-8 text."),
-    "link-outside": Kind("error", "picture", "Copy the picture itself into the folder."),
-    "unreadable-file": Kind("error", "picture", "Give yourself the right to read it, or remove it."),
-    "empty-file": Kind("error", "picture", "Copy the picture again from where it came from, or remove it."),
-    "not-a-picture": Kind("error", "picture", "Replace it with a real picture, or remove it."),
-    "unsupported-format": Kind("error", "picture", "Export it as PNG or JPEG."),
-    "damaged-picture": Kind("error", "picture", "Copy the picture again from where it came from, or remove it."),
-    "too-many-pixels": Kind("error", "picture", "Scale the picture down."),
-    "animated": Kind("error", "picture", "Save the frame that you want as a PNG."),
-    # Used, but worth a look.
-    "no-captions": Kind("warning", "folder", "Describe each picture in metadata.jsonl; better captions, better LoRA."),
-    "empty-caption": Kind("warning", "picture", "Write what the picture shows."),
-    "several-pages": Kind("warning", "picture", "Save the page that you want as a PNG, if it is not the first."),
-    "duplicate-picture": Kind("warning", "picture", "Remove one of them, unless it is meant to count twice."),
-    "folder-twice": Kind("warning", "folder", "Name it once; use data.balance to weigh classes."),
-    "unread-metadata": Kind("warning", "folder", "Write the captions as metadata.jsonl in the folder that you name."),
-    # Said so that nothing is done quietly.
-    "subfolders": Kind("info", "folder", "Nothing to do, if each subfolder is a class of its own."),
-    "caption-key": Kind("info", "folder", 'Nothing to do; "text" is the usual key.'),
-    "unused-files": Kind("info", "folder", "Nothing to do, if none of them is meant to be a picture or a caption."),
-}
 
 
 @dataclass(frozen=True)
@@ -89,7 +27,8 @@ class Finding:
         file: the file or folder to look at.
         line: the line of ``file``, from 1.
         fix: what to do about it, as one sentence.
-        excludes: a picture, or a line of metadata.jsonl, is left out because of it.
+        excludes: a picture, or a line of a metadata file, is left out because of it.
+        related: other files that it is about, as the rest of a group of duplicates.
     """
 
     code: str
@@ -99,6 +38,7 @@ class Finding:
     line: int | None
     fix: str
     excludes: bool
+    related: tuple[Path, ...] = ()
 
     @property
     def where(self) -> str:
@@ -108,17 +48,24 @@ class Finding:
     @property
     def fatal(self) -> bool:
         """Whether the data cannot be used at all until it is mended."""
-        return self.severity == "error" and KINDS[self.code].about == "folder"
+        return self.severity == "error" and self.about == "folder"
+
+    @property
+    def about(self) -> str:
+        """What it is about; see ``Kind``. Empty for a code that is not in ``KINDS``."""
+        return KINDS[self.code].about if self.code in KINDS else ""
 
     def __str__(self) -> str:
         return self.message if self.where in self.message else f"{self.message} ({self.where})"
 
 
-def finding(code: str, message: str, file: Path | None = None, *, line: int | None = None) -> Finding:
+def finding(
+    code: str, message: str, file: Path | None = None, *, line: int | None = None, related: Sequence[Path] = ()
+) -> Finding:
     """Return the finding of a kind that ``KINDS`` describes."""
     kind = KINDS[code]
     excludes = kind.severity == "error" and kind.about != "folder"
-    return Finding(code, kind.severity, message, file, line, kind.fix, excludes)
+    return Finding(code, kind.severity, message, file, line, kind.fix, excludes, tuple(related))
 
 
 def data_error(findings: Sequence[Finding]) -> DataError:

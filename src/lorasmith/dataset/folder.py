@@ -32,6 +32,12 @@ class Folder:
         """The folder's name as words, for pictures without a caption; a leading count as in ``10_axe`` is dropped."""
         return " ".join(re.sub(r"^\d+_", "", self.label).replace("_", " ").replace("-", " ").split()) or "picture"
 
+    @property
+    def repeats(self) -> int | None:
+        """How often kohya's scripts would show each picture in an epoch: the 10 of ``10_axe``."""
+        found = re.match(r"(\d{1,6})_", self.label)
+        return int(found.group(1)) if found else None
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -39,13 +45,17 @@ class Listing:
 
     Args:
         pictures: files that are pictures by their name, resolved: each is there once, links or not.
-        links_out: links among them that lead out of the folder, as they are named.
+        links_out: links to pictures that lead out of the folder, as they are named.
+        broken: links to pictures that lead nowhere or in a circle, as they are named.
+        links: links to pictures that stay in the folder, as they are named.
         others: what is neither a picture nor hidden.
         findings: folders that cannot be read.
     """
 
     pictures: tuple[Path, ...]
     links_out: tuple[Path, ...]
+    broken: tuple[Path, ...]
+    links: tuple[Path, ...]
     others: tuple[Path, ...]
     findings: tuple[Finding, ...]
 
@@ -86,7 +96,7 @@ def class_folders(named: Iterable[Path]) -> tuple[list[Folder], list[Finding]]:
 def _holding_pictures(folder: Folder) -> list[Folder]:
     with os.scandir(folder.path) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
-    if any(_is_picture(Path(e.name)) or e.name == metadata.NAME for e in entries if not e.is_dir()):
+    if any(_is_picture(Path(e.name)) or e.name in metadata.NAMES for e in entries if not e.is_dir()):
         return [folder]
     subfolders = [e for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith(".")]
     return [part for e in subfolders for part in _holding_pictures(Folder(folder.path / e.name, e.name))]
@@ -96,6 +106,8 @@ def list_folder(folder: Path) -> Listing:
     """Return what lies in ``folder`` (resolved) and its subfolders; links to folders are not followed."""
     pictures: set[Path] = set()
     links_out: list[Path] = []
+    broken: list[Path] = []
+    links: list[Path] = []
     others: list[Path] = []
     findings: list[Finding] = []
 
@@ -111,11 +123,15 @@ def list_folder(folder: Path) -> Listing:
             if not _is_picture(path):
                 if not path.name.startswith(".") and path.name.lower() not in _CLUTTER:
                     others.append(path)
-            elif (target := _target(path)).is_relative_to(folder):
+            elif (target := _target(path)) is None:
+                broken.append(path)
+            elif target.is_relative_to(folder):
                 pictures.add(target)
+                links.extend([path] if path.is_symlink() else [])
             else:
                 links_out.append(path)
-    return Listing(tuple(sorted(pictures)), tuple(sorted(links_out)), tuple(sorted(others)), tuple(findings))
+    kept, out, nowhere, inner, rest = (tuple(sorted(kind)) for kind in (pictures, links_out, broken, links, others))
+    return Listing(kept, out, nowhere, inner, rest, tuple(findings))
 
 
 def _is_picture(path: Path) -> bool:
@@ -123,8 +139,9 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES | UNSUPPORTED_SUFFIXES and not path.name.startswith(".")
 
 
-def _target(path: Path) -> Path:
+def _target(path: Path) -> Path | None:
+    """Return the file that a name stands for, links followed; None where a link leads nowhere."""
     try:
-        return path.resolve()
-    except (OSError, RuntimeError):  # a circle of links; opening it will say so
-        return path
+        return None if path.is_symlink() and not path.exists() else path.resolve()
+    except (OSError, RuntimeError):  # a circle of links
+        return None

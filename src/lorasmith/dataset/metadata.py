@@ -1,30 +1,37 @@
-"""Read a metadata.jsonl that may have been written by anyone.
+"""Read a file of captions that may have been written by anyone.
 
-The format is that of Hugging Face's ImageFolder: one JSON object per line, ``file_name`` relative to the folder.
+The formats are those of Hugging Face's ImageFolder: metadata.jsonl with one JSON object per line, metadata.csv or
+metadata.parquet; each with ``file_name`` relative to the folder, and a caption.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
+from lorasmith.dataset import metadata_tables as tables
 from lorasmith.dataset.finding import Finding, finding, shown
+from lorasmith.dataset.metadata_tables import Fault, Record
 
 NAME = "metadata.jsonl"
+NAMES = (NAME, "metadata.csv", "metadata.parquet")  # the first that is there is read
 CAPTION_KEYS = ("text", "caption", "prompt")
 LONGEST_LINE = 1 << 20  # bytes; a caption of 77 tokens is some hundreds
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _UTF8_MARK = b"\xef\xbb\xbf"
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of metadata.jsonl that names a file of the folder.
+    """A line of a metadata file that names a file of the folder.
 
     Args:
-        line: its number, from 1.
+        line: its number, from 1; in metadata.parquet, the number of its row.
         path: the file, resolved, inside the folder, and there.
         caption: its caption, stripped, with single spaces; a Finding if there is none that can be read.
         key: the key that the caption stood under.
@@ -36,31 +43,50 @@ class Entry:
     key: str
 
 
-def read_metadata(folder: Path) -> Iterator[Entry | Finding]:
-    """Yield what each line of ``folder``'s metadata.jsonl says, or what is wrong with it; one line at a time.
+def find_metadata(folder: Path) -> Path | None:
+    """Return the metadata file that is read for ``folder``, if it has one; an empty table is none."""
+    for name in NAMES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        if name == NAME or (path.stat().st_size and (path.suffix == ".csv" or tables.parquet_is_readable())):
+            return path
+    return None
+
+
+def read_metadata(folder: Path, name: str = NAME) -> Iterator[Entry | Finding]:
+    """Yield what each line of ``folder``'s metadata file says, or what is wrong with it; one line at a time.
+
+    A line that can be used all the same may be followed by a finding about it.
 
     Args:
         folder: resolved.
+        name: one of ``NAMES``.
     """
-    path = folder / NAME
+    path = folder / name
     try:
-        with path.open("rb") as stream:
-            if stream.read(2) in _UTF16_MARKS:
-                yield finding("utf16-metadata", f"{folder.name}/{NAME} is UTF-16.", path)
-                return
+        if path.suffix != ".parquet" and _is_utf16(path):
+            yield finding("utf16-metadata", f"{folder.name}/{name} is UTF-16.", path)
+            return
         seen: dict[Path, int] = {}
-        for number, line in _lines(path):
-            item = _entry(folder, path, number, line)
+        for number, record in _records(path):
+            item = _entry(path, number, record)
             if isinstance(item, Entry):
                 first = seen.setdefault(item.path, number)
                 if first != number:
-                    name = shown(item.path.relative_to(folder).as_posix())
-                    what = f"Line {number} of {NAME} names {name} again, after line {first}."
+                    file = shown(item.path.relative_to(folder).as_posix())
+                    what = f"Line {number} of {name} names {file} again, after line {first}."
                     item = finding("duplicate-entry", what, path, line=number)
-            if item is not None:
-                yield item
+            yield item
+            if isinstance(record, dict) and tables.TWICE in record:
+                key = shown(record[tables.TWICE])
+                yield finding(
+                    "duplicate-key", f'Line {number} of {name} gives "{key}" more than once.', path, line=number
+                )
     except OSError as error:
-        yield finding("unreadable-metadata", f"{folder.name}/{NAME} cannot be read: {error.strerror}.", path)
+        yield finding("unreadable-metadata", f"{folder.name}/{name} cannot be read: {error.strerror}.", path)
+    except tables.UnreadableTableError as error:
+        yield finding("unreadable-metadata", f"{folder.name}/{name} cannot be read: {shown(error)}.", path)
 
 
 def clean_caption(text: str) -> str | None:
@@ -70,6 +96,25 @@ def clean_caption(text: str) -> str | None:
     except UnicodeEncodeError:
         return None
     return " ".join(text.split())
+
+
+def is_device_name(name: str) -> bool:
+    """Return whether Windows takes a file's name for a device, as ``nul.png``."""
+    return _DEVICES.match(name) is not None
+
+
+def _is_utf16(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(2) in _UTF16_MARKS
+
+
+def _records(path: Path) -> Iterator[tuple[int, Record | Fault]]:
+    if path.suffix == ".parquet":
+        yield from tables.parquet_records(path, ("file_name", *CAPTION_KEYS))
+    elif path.suffix == ".csv":
+        yield from tables.csv_records(_lines(path))
+    else:
+        yield from _json_records(path)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
@@ -84,26 +129,36 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
             yield number, None if too_long else line.removeprefix(_UTF8_MARK) if number == 1 else line
 
 
-def _entry(folder: Path, path: Path, number: int, line: bytes | None) -> Entry | Finding | None:
-    """Return what one line says; None if it is blank."""
+def _json_records(path: Path) -> Iterator[tuple[int, Record | Fault]]:
+    for number, line in _lines(path):
+        if line is None:
+            yield number, Fault("line-too-long", f"is longer than {LONGEST_LINE:,} bytes")
+        elif line.strip():
+            yield number, _json_record(line)
+
+
+def _json_record(line: bytes) -> Record | Fault:
+    try:
+        record = json.loads(line.decode("utf-8"), object_pairs_hook=tables.record_of)
+    except UnicodeDecodeError:
+        return Fault("not-utf8", "is not UTF-8")
+    except (ValueError, RecursionError) as error:
+        return Fault("bad-json", f"is not JSON ({getattr(error, 'msg', 'too deep or too large')})")
+    return record if isinstance(record, dict) else {}
+
+
+def _entry(path: Path, number: int, record: Record | Fault) -> Entry | Finding:
+    """Return what one line says."""
 
     def wrong(code: str, what: str) -> Finding:
-        return finding(code, f"Line {number} of {NAME} {what}.", path, line=number)
+        return finding(code, f"Line {number} of {path.name} {what}.", path, line=number)
 
-    if line is None:
-        return wrong("line-too-long", f"is longer than {LONGEST_LINE:,} bytes")
-    if not line.strip():
-        return None
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        return wrong("not-utf8", "is not UTF-8")
-    except (ValueError, RecursionError) as error:
-        return wrong("bad-json", f"is not JSON ({getattr(error, 'msg', 'too deep or too large')})")
-    name = record.get("file_name") if isinstance(record, dict) else None
+    if isinstance(record, Fault):
+        return wrong(record.code, record.what)
+    name = record.get("file_name")
     if not isinstance(name, str) or not name:
         return wrong("bad-entry", "has no file_name")
-    file = _inside(folder, name)
+    file = _inside(path.parent, name)
     if file is None:
         return wrong("outside-folder", f"names {shown(name)}, which is outside the folder")
     if not _is_file(file):
@@ -122,7 +177,9 @@ def _inside(folder: Path, name: str) -> Path | None:
     A backslash separates folders on every system, so that a data set means the same everywhere.
     """
     windows = PureWindowsPath(name)
-    if windows.drive or windows.root:
+    if windows.drive or windows.root or "://" in name:
+        return None
+    if os.name == "nt" and any(is_device_name(part) for part in windows.parts):
         return None
     try:
         path = (folder / name.replace("\\", "/")).resolve()

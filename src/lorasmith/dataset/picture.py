@@ -40,7 +40,7 @@ UNSUPPORTED_SUFFIXES = frozenset(
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 _ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")  # an MPO's further frames are a camera's previews
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274  # tags of TIFF 6.0, section 8
-_TURNS = {
+TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -86,12 +86,12 @@ def probe(path: Path) -> PictureInfo:
     Raises:
         PictureError: it cannot be used.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         mode, file_format, (width, height) = image.mode, str(image.format), image.size
         pages = int(getattr(image, "n_frames", 1)) if file_format == "TIFF" else 1
         image.draft(None, (1, 1))  # a JPEG is then decoded at an eighth of its size
         image.load()
-        if _orientation(image) in (5, 6, 7, 8):
+        if orientation_of(image) in (5, 6, 7, 8):
             width, height = height, width
         return PictureInfo(width, height, mode, file_format, pages, sha256_file(path))
 
@@ -106,18 +106,22 @@ def open_rgb(path: Path) -> Picture:
     Raises:
         PictureError: it cannot be used.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         image.load()
-        orientation = _orientation(image)
+        orientation = orientation_of(image)
         deep = image.mode.startswith("I") or image.mode == "F"
-        upright = Image.fromarray(_grey8(image)).convert("RGB") if deep else _rgb(image)
-        turn = _TURNS.get(orientation)
+        upright = Image.fromarray(grey8(image)).convert("RGB") if deep else to_rgb(image)
+        turn = TURNS.get(orientation)
         return np.array(upright if turn is None else upright.transpose(turn))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture and look at its header; what Pillow raises in the block becomes a PictureError too."""
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture and look at its header, before any pixel is decoded.
+
+    Raises:
+        PictureError: it cannot be used; whatever Pillow raises in the block becomes one too.
+    """
     name = shown(path.name)
     try:
         if not path.is_file():  # a pipe would be waited on for ever
@@ -156,14 +160,14 @@ def _formats(targa: bool) -> tuple[str, ...]:
     return tuple(name for name in names if name in Image.OPEN)  # AVIF is not in every build
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF is no reason to lose a picture
         return 1
 
 
-def _grey8(image: Image.Image) -> Picture:
+def grey8(image: Image.Image) -> Picture:
     """Return a loaded picture of one 16-bit, 32-bit or float channel as uint8 of shape (height, width)."""
     tags: Any = getattr(image, "tag_v2", {})
     values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
@@ -180,7 +184,7 @@ def _grey8(image: Image.Image) -> Picture:
     return np.asarray(scaled * 255.0 + 0.5, dtype=np.uint8)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Return a loaded picture of 8-bit channels as RGB, with its colour profile applied, on white."""
     transparent = "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "PA")
     wanted = "RGBA" if transparent else "CMYK" if image.mode == "CMYK" else "RGB"
@@ -203,3 +207,21 @@ def _in_srgb(image: Image.Image) -> Image.Image:
                 srgb = ImageCms.createProfile("sRGB")
                 return ImageCms.profileToProfile(image, profile, srgb, outputMode=mode) or image
     return image
+
+
+def profile_kind(image: Image.Image) -> str:
+    """Return the name of an open picture's colour profile, "damaged" if it cannot be applied, "" for sRGB or none."""
+    data = image.info.get("icc_profile")
+    if not data:
+        return ""
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data)).profile
+        space = {"CMYK": "CMYK", "L": "GRAY", "LA": "GRAY", "1": "GRAY"}.get(image.mode, "RGB")
+        if image.mode.startswith("I") or image.mode == "F":
+            space = "GRAY"
+        name = " ".join(str(profile.profile_description or "without a name").split())
+        if profile.xcolor_space.strip() != space:
+            return "damaged"
+    except Exception:  # a decoder fed with hostile bytes raises nearly anything
+        return "damaged"
+    return "" if "srgb" in name.lower() or space == "GRAY" else shown(name)

@@ -1,0 +1,144 @@
+"""Look at a picture once: what its file says of itself, and a small upright copy to measure, from one decoding.
+
+Memory: a picture is held once, in its own mode, and shrunk band by band, so that 120 million pixels with
+transparency take 480 MB and not several times that; and few pictures of that size are held at once, see ``_Room``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lorasmith.dataset.picture import (
+    TURNS,
+    Picture,
+    PictureInfo,
+    grey8,
+    opened,
+    orientation_of,
+    profile_kind,
+    to_rgb,
+)
+from lorasmith.files import sha256_file
+
+SIDE = 512  # pixels of the small copy's shorter side
+LONGEST = 4 * SIDE
+_BAND = 1 << 22  # pixels that are converted at once
+_ROOM = 24_000_000  # pixels that are decoded at the same time, or one picture of any size
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look at a picture gave.
+
+    Args:
+        info: what ``probe`` gives.
+        orientation: EXIF's number; 1 is upright.
+        bits: for each value, as 8 or 16.
+        transparent: the share of pixels that are not opaque; None where the file has no transparency.
+        profile: the name of a colour profile other than sRGB; "damaged" for one that cannot be applied; else empty.
+        picture: the small copy, uint8 RGB of shape (height, width, 3), upright, in sRGB, transparency laid on white;
+            shorter side ``SIDE`` at most, longer ``LONGEST``.
+    """
+
+    info: PictureInfo
+    orientation: int
+    bits: int
+    transparent: float | None
+    profile: str
+    picture: Picture
+
+
+class _Room:
+    """Lets pictures in as long as their pixels together are few; one too large for the room goes in alone."""
+
+    def __init__(self, pixels: int) -> None:
+        self._free = self._all = pixels
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def __call__(self, pixels: int) -> Iterator[None]:
+        need = min(pixels, self._all)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= need)
+            self._free -= need
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += need
+                self._changed.notify_all()
+
+
+_room = _Room(_ROOM)
+
+
+def look(path: Path) -> Look:
+    """Decode a picture once, shrink it, and say what its file is. Safe to call from several threads at once.
+
+    Raises:
+        PictureError: it cannot be used.
+    """
+    with opened(path) as image:
+        mode, file_format, (width, height) = image.mode, str(image.format), image.size
+        with _room(width * height):
+            pages = int(getattr(image, "n_frames", 1)) if file_format == "TIFF" else 1
+            image.draft(None, _least_size(width, height))
+            image.load()
+            orientation = orientation_of(image)
+            small, transparent = _shrunk(image)
+        profile = profile_kind(image)
+        if turn := TURNS.get(orientation):
+            small = small.transpose(turn)
+        if orientation in (5, 6, 7, 8):
+            width, height = height, width
+        bits = 16 if mode.startswith("I;16") else 32 if mode in ("I", "F") else 8
+        info = PictureInfo(width, height, mode, file_format, pages, sha256_file(path))
+        return Look(info, orientation, bits, transparent, profile, np.array(small))
+
+
+def _least_size(width: int, height: int) -> tuple[int, int]:
+    """Return the size of the small copy of a picture."""
+    scale = min(1.0, SIDE / min(width, height), LONGEST / max(width, height))
+    scale = max(scale, min(1.0, SIDE / min(width, height) / 4))  # no thinner than a quarter of what a square gets
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _shrunk(image: Image.Image) -> tuple[Image.Image, float | None]:
+    """Return a loaded picture as small RGB, not turned yet, and the share of its pixels that are not opaque."""
+    size = _least_size(*image.size)
+    factor = max(1, min(image.width // size[0], image.height // size[1]))
+    if image.mode.startswith("I") or image.mode == "F":
+        thin = image if factor == 1 else _thinned(image, factor)
+        return Image.fromarray(grey8(thin)).convert("RGB").resize(size, Image.Resampling.BOX), None
+    clear = "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA")
+    mode = "RGBA" if clear else "CMYK" if image.mode == "CMYK" else "RGB"
+    canvas = Image.new(mode, (-(-image.width // factor), -(-image.height // factor)))
+    rows = max(1, _BAND // image.width // factor) * factor
+    seen_through = 0
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        band.info = image.info  # a transparent colour of the palette stands there
+        band = band if band.mode == mode else band.convert(mode)
+        if clear:
+            seen_through += band.width * band.height - band.getchannel("A").histogram()[255]
+        canvas.paste(band.reduce(factor) if factor > 1 else band, (0, top // factor))
+    canvas.info = {key: value for key, value in image.info.items() if key == "icc_profile"}
+    small = to_rgb(canvas)
+    small = small if small.size == size else small.resize(size, Image.Resampling.BOX)
+    return small, seen_through / (image.width * image.height) if clear else None
+
+
+def _thinned(image: Image.Image, factor: int) -> Image.Image:
+    """Return every ``factor``-th pixel of a picture of one deep channel; what ``grey8`` asks of it is kept."""
+    thin = image.resize((max(1, image.width // factor), max(1, image.height // factor)), Image.Resampling.NEAREST)
+    thin.format = image.format
+    if hasattr(image, "tag_v2"):
+        thin.tag_v2 = image.tag_v2  # type: ignore[attr-defined]
+    return thin

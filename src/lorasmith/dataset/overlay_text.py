@@ -1,0 +1,276 @@
+"""Find text that was laid over a picture, such as a watermark, without a model.
+
+Letters are thin against their surroundings, alike in height, strength and stroke, and stand in a row at even
+distances, whichever way the row runs. Pieces that are brighter or darker than what lies round them (morphological
+top hats) are joined into rows, and a row is judged by a logistic regression over what its pieces have in common.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from lorasmith.dataset.overlay_text_weights import MEANS, SPREADS, SURE, WEIGHTS
+
+Picture = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+_Float = npt.NDArray[np.float32]
+
+SIDE = 512  # pixels of the longer side that the search works on
+_STROKE = 13  # pixels; wider strokes are not found
+_LEVELS = (9, 18, 34)  # of 255, how much a piece stands out
+_PIECES = 300  # more than these and it is texture
+_PAIRS = 200
+_FEWEST = 4  # letters in a row
+_ONE_SHAPE, _EQUAL_GAPS = 0.12, 0.2  # spread of log(width / height), and of the gaps as a share of their mean
+_GRAIN = 3.0  # of 255, what a camera's noise and JPEG add
+_PURE, _IMPURE = (0.25, 0.03), (0.4, 0.05)  # of the contrast: between the letters, and within one
+
+FEATURES = (
+    "pieces", "offset", "gaps", "contrast", "solidity", "share", "stroke", "stroke_spread", "aspects", "sizes", "level",
+    "base", "top", "ground", "hue",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    labels: npt.NDArray[np.int32]
+    index: npt.NDArray[np.int64]
+    centre: _Float
+    size: _Float
+    aspect: _Float
+    contrast: _Float
+    stroke: _Float
+    solidity: _Float
+    hulls: tuple[_Float, ...]
+    colour: _Float
+    stands: Picture
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Pieces in a row at the working size, with what they have in common (see ``FEATURES``)."""
+
+    pieces: _Pieces
+    members: npt.NDArray[np.int64]
+    features: tuple[float, ...]
+
+    @property
+    def mask(self) -> Mask:
+        """bool (height, width), true on the pieces."""
+        return np.isin(self.pieces.labels, self.pieces.index[self.members])
+
+    @property
+    def letters(self) -> Mask:
+        """bool (height, width), true on the pieces with their soft edges and on lesser ones between them."""
+        stands = self.pieces.stands
+        hull = cv2.convexHull(np.concatenate([self.pieces.hulls[m] for m in self.members]).astype(np.int32))
+        area = np.zeros(stands.shape, np.uint8)
+        cv2.fillPoly(area, [hull.reshape(-1, 1, 2)], 1)
+        area = cv2.dilate(area, np.ones((9, 9), np.uint8))
+        faint = max(4.0, 0.3 * float(np.median(self.pieces.contrast[self.members])))
+        marks = ((stands >= faint) & (area > 0)) | self.mask
+        return np.asarray(cv2.dilate(marks.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0)
+
+
+def find_rows(small: Picture) -> list[Row]:
+    """Return every row of pieces that may be text in a picture of about ``SIDE`` pixels."""
+    gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+    kernel = cv2.getStructuringElement(cv2.MORPH_RECT, (_STROKE, _STROKE))
+    rows: list[Row] = []
+    for operation in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT):
+        stands = cv2.morphologyEx(gray, operation, kernel)
+        for level in _LEVELS:
+            pieces = _pieces(small, stands, level)
+            if len(pieces) >= _FEWEST:
+                rows += _rows(pieces, level)
+    return rows
+
+
+def _pieces(small: Picture, stands: Picture, level: int) -> _Pieces:
+    count, labels, stats, _ = cv2.connectedComponentsWithStats((stands >= level).astype(np.uint8), connectivity=8)
+    left, top, wide, tall, area = (stats[:, i] for i in range(5))
+    height, width = stands.shape
+    large = np.maximum(wide, tall)
+    fits = (large >= 5) & (large <= 0.2 * max(height, width)) & (area >= 10)
+    fits &= (left > 0) & (top > 0) & (left + wide < width) & (top + tall < height)
+    fits[0] = False
+    index = np.flatnonzero(fits)
+    if len(index) > _PIECES:
+        index = index[:0]
+    strength = np.bincount(labels.ravel(), stands.ravel().astype(np.float64), minlength=count)[index] / area[index]
+    distance = cv2.distanceTransform((stands >= level).astype(np.uint8), cv2.DIST_L2, 3)
+    stroke, solid = np.zeros(len(index), np.float32), np.zeros(len(index), np.float32)
+    hulls: list[_Float] = []
+    colours = np.zeros((len(index), 3), np.float32)
+    for k, i in enumerate(index):
+        part = np.s_[top[i] : top[i] + tall[i], left[i] : left[i] + wide[i]]
+        own = labels[part] == i
+        stroke[k] = 2 * area[i] * 1.0 / max(1.0, float((own & (distance[part] <= 1.5)).sum()))
+        points = np.argwhere(own)[:, ::-1].astype(np.int32)
+        hull = cv2.convexHull(points).reshape(-1, 2)
+        solid[k] = area[i] / max(1.0, cv2.contourArea(hull) + 1)
+        hulls.append((hull + np.array([left[i], top[i]])).astype(np.float32))
+        colours[k] = small[part][own].mean(0)
+    size = np.hypot(wide, tall)[index].astype(np.float32)
+    aspect = np.log(wide / tall)[index].astype(np.float32)
+    centre = np.stack([left + wide / 2, top + tall / 2], 1)[index].astype(np.float32)
+    return _Pieces(labels, index, centre, size, aspect, strength.astype(np.float32), stroke, np.minimum(solid, 1.5),
+                   tuple(hulls), colours, stands)  # fmt: skip
+
+
+def _rows(pieces: _Pieces, level: int) -> list[Row]:
+    """Join pieces into rows, the longest first; each piece is in one row at most."""
+    difference = pieces.centre[:, None] - pieces.centre[None]
+    distance = np.hypot(difference[..., 0], difference[..., 1])
+    larger = np.maximum(pieces.size[:, None], pieces.size[None])
+    smaller = np.minimum(pieces.size[:, None], pieces.size[None])
+    near = (distance < 1.3 * larger) & (smaller > 0.45 * larger) & (distance > 0)
+    first, second = np.nonzero(np.triu(near))
+    order = np.argsort(distance[first, second] / larger[first, second], kind="stable")[:_PAIRS]
+    found: list[npt.NDArray[np.int64]] = []
+    together: set[tuple[int, int]] = set()
+    for i, j in zip(first[order].tolist(), second[order].tolist()):
+        if (i, j) in together:
+            continue
+        members = _row(pieces, i, j)
+        found.append(members)
+        together.update((min(pair), max(pair)) for pair in itertools.pairwise(members.tolist()))
+    used = np.zeros(len(pieces), dtype=bool)
+    rows = []
+    members_all = sorted((m for m in found if len(m) >= _FEWEST), key=lambda m: -len(m))
+    for members in members_all:
+        if used[members].any():
+            continue
+        used[members] = True
+        rows.append(members)
+    share = float(used.sum() / len(pieces))
+    return [_judged(pieces, members, share, level) for members in rows]
+
+
+def _row(pieces: _Pieces, i: int, j: int) -> npt.NDArray[np.int64]:
+    """Return the pieces in line with two of them, at even distances, in order."""
+    along = pieces.centre[j] - pieces.centre[i]
+    along = along / np.linalg.norm(along)
+    away = pieces.centre - (pieces.centre[i] + pieces.centre[j]) / 2
+    typical = (pieces.size[i] + pieces.size[j]) / 2
+    contrast = (pieces.contrast[i] + pieces.contrast[j]) / 2
+    offset = np.abs(away @ np.array([-along[1], along[0]], np.float32))
+    place = away @ along
+    fits = (offset < 0.3 * typical) & (pieces.size > 0.4 * typical) & (pieces.size < 1.8 * typical)
+    fits &= (pieces.contrast > 0.6 * contrast) & (pieces.contrast < 1.6 * contrast)
+    if not (fits[i] and fits[j]):
+        return np.zeros(0, dtype=np.int64)
+    index = np.flatnonzero(fits)
+    index = index[np.argsort(place[index], kind="stable")]
+    where = int(np.searchsorted(place[index], min(place[i], place[j])))
+    gaps = np.diff(place[index]) > 1.9 * typical
+    begin = where
+    while begin > 0 and not gaps[begin - 1]:
+        begin -= 1
+    end = where
+    while end < len(gaps) and not gaps[end]:
+        end += 1
+    return np.asarray(index[begin : end + 1])
+
+
+def _judged(pieces: _Pieces, members: npt.NDArray[np.int64], share: float, level: int) -> Row:
+    centre, size = pieces.centre[members], pieces.size[members]
+    typical = float(np.median(size))
+    middle = centre - centre.mean(0)
+    _, _, axes = np.linalg.svd(middle, full_matrices=False)
+    offset = float(np.sqrt(np.mean(np.square(middle @ axes[1])))) / typical
+    place = np.sort(middle @ axes[0])
+    gaps = np.diff(place)
+
+    def spread(values: _Float) -> float:
+        return float(values.std() / max(float(values.mean()), 1e-6))
+
+    ends = np.array([((h - centre.mean(0)) @ axes[1]).min() for h in (pieces.hulls[m] for m in members)])
+    tops = np.array([((h - centre.mean(0)) @ axes[1]).max() for h in (pieces.hulls[m] for m in members)])
+    low, high = sorted(float(np.median(np.abs(e - np.median(e)))) / typical for e in (ends, tops))
+    ground = _ground(pieces, members) / max(float(pieces.contrast[members].mean()), 1.0)
+    features = (
+        float(np.log(len(members))), offset, spread(gaps), spread(pieces.contrast[members]),
+        float(pieces.solidity[members].mean()), share, float(np.median(pieces.stroke[members])) / typical,
+        spread(pieces.stroke[members]), float(pieces.aspect[members].std()), spread(size),
+        float(np.log(level)), low, high, ground,
+        float(pieces.colour[members].std(0).mean()),
+    )  # fmt: skip
+    return Row(pieces, members, features)
+
+
+def _ground(pieces: _Pieces, members: npt.NDArray[np.int64]) -> float:
+    """Return how much the gaps between the pieces of a row stand out by themselves; little for text."""
+    hulls = np.concatenate([pieces.hulls[m] for m in members]).astype(np.int32)
+    left, top = hulls.min(0)
+    right, bottom = hulls.max(0) + 1
+    part = np.s_[top:bottom, left:right]
+    area = np.zeros((bottom - top, right - left), np.uint8)
+    cv2.fillPoly(area, [cv2.convexHull(hulls - np.array([left, top])).reshape(-1, 1, 2)], 1)
+    own = np.isin(pieces.labels[part], pieces.index[members]).astype(np.uint8)
+    gaps = (area > 0) & (cv2.dilate(own, np.ones((3, 3), np.uint8)) == 0)
+    return float(pieces.stands[part][gaps].mean()) if gaps.any() else 0.0
+
+
+def likelihood(features: tuple[float, ...]) -> float:
+    """Return how sure it is that a row with these features is text, 0 to 1; 0.5 is where false alarms become rare.
+
+    Pieces of one shape at equal distances are no writing: a string across stripes, the windings of a grip.
+    """
+    named = dict(zip(FEATURES, features))
+    if named["aspects"] < _ONE_SHAPE and named["gaps"] < _EQUAL_GAPS:
+        return 0.0
+    scaled = np.clip((np.array(features) - MEANS) / SPREADS, -4, 4)
+    pairs = np.outer(scaled, scaled)[np.triu_indices(len(scaled))]
+    logit = float(np.concatenate([scaled, pairs, [1.0]]) @ np.array(WEIGHTS)) - SURE
+    return float(1 / (1 + np.exp(-np.clip(logit, -30, 30))))
+
+
+def purity(small: Picture, row: Row) -> float:
+    """Return how well the letters' colours are told by one colour laid over what is round them, 0 to 1.
+
+    Letters that were laid over a picture are c = (1 - a) ground + a colour with the same a and colour everywhere, and
+    even in themselves; windings of a grip have their own light and shade. See ``overlay_lines`` for the same of lines.
+    """
+    pairs = [pair for member in row.members if (pair := _ink_and_ground(small, row.pieces, int(member)))]
+    if len(pairs) < _FEWEST - 1:
+        return 0.0
+    ink, ground = np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs])
+    contrast = max(1.0, float(np.median(np.linalg.norm(ink - ground, axis=1))))
+    x, y = ground - np.median(ground, axis=0), ink - np.median(ink, axis=0)
+    share = float(np.clip((x * y).sum() / max(float((x * x).sum()), 1.0), 0, 0.8))
+    between = float(np.percentile(np.linalg.norm(y - share * x, axis=1), 80))
+    inside = float(np.median([pair[2] for pair in pairs]))
+    pure = [
+        (_IMPURE[i] - max(0.0, off - _GRAIN) / contrast) / (_IMPURE[i] - _PURE[i])
+        for i, off in enumerate((between, inside))
+    ]
+    return float(np.prod(np.clip(pure, 0, 1)))
+
+
+def _ink_and_ground(small: Picture, pieces: _Pieces, member: int) -> tuple[_Float, _Float, float] | None:
+    """Return a piece's colour, that of what is round it, both float32 (3,), and how uneven the piece is."""
+    height, width = pieces.stands.shape
+    left, top = np.maximum(pieces.hulls[member].min(0).astype(int) - 5, 0)
+    right, bottom = np.minimum(pieces.hulls[member].max(0).astype(int) + 6, (width, height))
+    part = np.s_[top:bottom, left:right]
+    own, stands = pieces.labels[part] == pieces.index[member], pieces.stands[part]
+    core = own & (stands >= 0.8 * np.percentile(stands[own], 90))
+    marks = (stands >= 0.4 * np.median(stands[own])).astype(np.uint8)
+    near = own.astype(np.uint8)
+    ring = (cv2.dilate(near, np.ones((9, 9), np.uint8)) > 0) & (cv2.dilate(near, np.ones((5, 5), np.uint8)) == 0)
+    ring &= cv2.dilate(marks, np.ones((3, 3), np.uint8)) == 0
+    if core.sum() < 3 or ring.sum() < 6:
+        return None
+    colours = small[part].astype(np.float32)
+    ink = np.median(colours[core], axis=0)
+    uneven = float(np.median(np.linalg.norm(colours[core] - ink, axis=1)))
+    return ink, np.median(colours[ring], axis=0), uneven

@@ -1,0 +1,194 @@
+"""Find the one thing that a picture is of, without a model: what the picture's border does not explain.
+
+Photographs of items show background all round. The colours of a ring along the border are taken as the background
+(clusters in CIE Lab, as in the boundary prior of Wei, Wen, Zhu and Sun, "Geodesic Saliency Using Background
+Priors", ECCV 2012), every pixel is scored by how badly they explain it, and GrabCut (Rother, Kolmogorov and Blake,
+SIGGRAPH 2004) draws the edge. A figure of confidence says when to leave the picture alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Picture = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+_Float = npt.NDArray[np.float32]
+
+_SIDE = 256  # pixels of the longer side that the search works on
+_RING = 0.05  # of the shorter side
+_CLUSTERS = 8
+_SURE = 40.0  # units of colour difference, where 1 is just visible: from here on it is the subject
+_DOUBTFUL = (4.5, 11.0)  # from here on it may be; the less, the plainer the border
+_EXPLAINED = 0.55  # of that; below it is background
+_SMALLEST = 0.004  # of the picture, for a part to count
+_PINHOLE = 0.02  # of the subject
+_ONE_COLOUR = 2.5  # units of colour difference from the border's median
+_FAINT = 1.8  # units of colour difference; before a plain border this bridges a gap ...
+_BRIDGE = 15  # ... of so many pixels
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was found.
+
+    Args:
+        mask: bool (height, width), true on the subject.
+        box: left, top, right, bottom of the mask in pixels, right and bottom excluded; all 0 if nothing was found.
+        parts: separate pieces of a size that matters.
+        confidence: 0 to 1; see ``find_subject``.
+    """
+
+    mask: Mask
+    box: tuple[int, int, int, int]
+    parts: int
+    confidence: float
+
+
+def find_subject(picture: Picture) -> Subject:
+    """Find the subject of a picture of any size.
+
+    Args:
+        picture: uint8 RGB (height, width, 3).
+    """
+    height, width = picture.shape[:2]
+    scale = min(1.0, _SIDE / max(height, width))
+    small_size = max(8, round(width * scale)), max(8, round(height * scale))
+    small = cv2.resize(picture, small_size, interpolation=cv2.INTER_AREA)
+    lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    lab = cv2.bilateralFilter(lab, 5, 8, 2)
+    ring = ring_mask(lab.shape[:2])
+    score = _score(lab, ring)
+    doubtful = _doubtful(score, ring)
+    mask = _cut(small, score, doubtful, plain=_is_plain(lab, ring))
+    soft = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    return subject_of(soft > 0.5, confidence=_confidence(score * (_DOUBTFUL[1] / doubtful), mask, ring))
+
+
+def subject_of(mask: Mask, *, confidence: float) -> Subject:
+    """Return the subject that a mask marks, bool (height, width)."""
+    return Subject(mask, _box(mask), _parts(mask), confidence)
+
+
+def ring_mask(shape: tuple[int, ...]) -> Mask:
+    """Return the ring along the border of a picture of that shape, true on the ring."""
+    wide = max(2, round(min(shape[:2]) * _RING))
+    ring = np.ones(shape[:2], dtype=bool)
+    ring[wide:-wide, wide:-wide] = False
+    return ring
+
+
+def _score(lab: _Float, ring: Mask) -> _Float:
+    """Return how badly the ring's colours explain each pixel, as a colour difference, float32 (height, width)."""
+    samples = lab[ring]
+    criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 12, 0.5)
+    cv2.setRNGSeed(0)
+    count = min(_CLUSTERS, len(samples))
+    _, labels, centres = cv2.kmeans(samples, count, None, criteria, 1, cv2.KMEANS_PP_CENTERS)
+    labels = labels.ravel()
+    best = np.full(lab.shape[:2], np.inf, dtype=np.float32)
+    for index in range(count):
+        members = samples[labels == index]
+        if len(members) < 0.02 * len(samples):
+            continue
+        spread = np.maximum(members.std(0), (4.0, 2.0, 2.0))
+        distance = np.sqrt((np.square((lab - centres[index]) / spread)).sum(-1)) * spread.mean()
+        best = np.minimum(best, distance.astype(np.float32))
+    return best
+
+
+def _is_plain(lab: _Float, ring: Mask) -> bool:
+    """Return whether a border is of one colour, but for what the subject or a stray line leaves on it."""
+    away = np.linalg.norm(lab[ring] - np.median(lab[ring], axis=0), axis=1)
+    return bool(np.percentile(away, 90) < _ONE_COLOUR)
+
+
+def _doubtful(score: _Float, ring: Mask) -> float:
+    """Return from which score on a pixel may be the subject: the less, the better the border explains itself."""
+    return float(np.clip(3.0 + 2.5 * float(np.percentile(score[ring], 95)), *_DOUBTFUL))
+
+
+def _cut(small: Picture, score: _Float, doubtful: float, *, plain: bool) -> Mask:
+    """Return the subject's mask: what is badly explained, with its edge where GrabCut puts it.
+
+    What the ring explains well stays background, whatever GrabCut's colour models make of it: it would otherwise
+    take every second tile of a chequered floor for the subject.
+    """
+    marks = np.full(score.shape, cv2.GC_PR_BGD, dtype=np.uint8)
+    marks[score > doubtful] = cv2.GC_PR_FGD
+    marks[score > _SURE] = cv2.GC_FGD
+    marks[score < _EXPLAINED * doubtful] = cv2.GC_BGD
+    if (marks & 1).sum() < 16 or (marks & 1).all():
+        return np.zeros(score.shape, dtype=bool)
+    if np.isin(marks, (cv2.GC_PR_BGD, cv2.GC_PR_FGD)).any():
+        cv2.grabCut(small, marks, None, np.zeros((1, 65)), np.zeros((1, 65)), 2, cv2.GC_INIT_WITH_MASK)
+    return _tidy((marks & 1).astype(bool), score, plain=plain)
+
+
+def _tidy(mask: Mask, score: _Float, *, plain: bool) -> Mask:
+    """Drop specks and hairs, fill pinholes; before a plain border trust faint parts more, and bridge gaps by them."""
+    mask = mask & ~_hairs(mask)
+    if plain:
+        near = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((_BRIDGE, _BRIDGE), np.uint8))
+        mask = mask | ((near > 0) & (score > _FAINT))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if count < 2:
+        return mask
+    weights = np.bincount(labels.ravel(), score.ravel())
+    weights[0] = 0
+    share, area = (0.01, _SMALLEST / 6) if plain else (0.08, _SMALLEST)
+    keep = np.flatnonzero((weights > share * weights.max()) & (stats[:, cv2.CC_STAT_AREA] > area * mask.size))
+    return _without_pinholes(np.isin(labels, keep[keep > 0]))
+
+
+def _without_pinholes(mask: Mask) -> Mask:
+    """Fill holes so small that they are a dark spot or a highlight on the subject rather than a view through it."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
+    small = stats[:count, cv2.CC_STAT_AREA] < _PINHOLE * mask.sum()
+    small[0] = False
+    return np.asarray(mask | small[labels], dtype=bool)
+
+
+def _hairs(mask: Mask) -> Mask:
+    """Return what is up to 2 pixels thin and runs to the border: the blended edges of stripes and tiles."""
+    open_ = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    thin = mask & (open_ == 0)
+    count, labels = cv2.connectedComponents(thin.astype(np.uint8), connectivity=8)
+    inner = np.zeros(mask.shape, dtype=bool)
+    inner[2:-2, 2:-2] = True
+    reaching = np.zeros(count, dtype=bool)
+    reaching[np.unique(labels[~inner])] = True
+    reaching[0] = False
+    return np.asarray(reaching[labels], dtype=bool)
+
+
+def _parts(mask: Mask) -> int:
+    count, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    return int((stats[1:, cv2.CC_STAT_AREA] > _SMALLEST * mask.size).sum()) if count > 1 else 0
+
+
+def _box(mask: Mask) -> tuple[int, int, int, int]:
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    if not len(rows):
+        return (0, 0, 0, 0)
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _confidence(score: _Float, mask: Mask, ring: Mask) -> float:
+    """Judge a mask by what told wrong ones apart on drawn pictures.
+
+    Scores are scaled to a busy border's. Its faint tenth has to stand out, little beside it may be half explained, and
+    it must be neither a speck, nor nearly everything, nor run all along the border.
+    """
+    if not mask.any() or mask.all():
+        return 0.0
+    faint = float(np.percentile(score[mask], 10))
+    strength = float(np.clip((faint - 6) / 12, 0, 1))
+    doubtful = (score > 6) & (score < 14) & ~mask
+    clear = 1 / (1 + 2 * float(doubtful.sum()) / float(mask.sum()))
+    area, along = float(mask.mean()), float((mask & ring).sum() / ring.sum())
+    plausible = np.clip(area / 0.01, 0, 1) * np.clip((0.9 - area) / 0.2, 0, 1) * np.clip((0.7 - along) / 0.3, 0, 1)
+    return float(strength * clear * plausible)

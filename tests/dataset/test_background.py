@@ -1,0 +1,81 @@
+"""New backgrounds: the subject stays, the rest changes, and the same plan makes the same choice."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lorasmith.dataset.background import border_colour, compose, hex_of, make_behind, require_finder, rgb
+from lorasmith.dataset.plan import BackgroundSection
+from lorasmith.errors import LorasmithError
+from lorasmith.starter.renderer import render
+
+
+@pytest.fixture
+def drawn() -> tuple[np.ndarray, np.ndarray]:
+    picture = render(12, size=160, kinds=("shield",), backgrounds=("bricks",))
+    return picture.image, picture.truth.mask > 127
+
+
+@pytest.mark.parametrize("mode", ["blur", "plain", "gradient", "replace"])
+def test_the_subject_stays_and_the_rest_is_new(drawn: tuple[np.ndarray, np.ndarray], mode: str, tmp_path: Path) -> None:
+    picture, mask = drawn
+    Image.fromarray(render(99, size=64).image).save(tmp_path / "b.png")
+    section = BackgroundSection(mode=mode, pictures=(tmp_path / "b.png",))
+    behind = make_behind(section, mode, picture, mask, "key")
+    result = compose(picture, mask, behind.picture)
+    far = mask.copy()
+    for _ in range(4):  # well inside the edge
+        far[1:-1, 1:-1] &= far[:-2, 1:-1] & far[2:, 1:-1] & far[1:-1, :-2] & far[1:-1, 2:]
+    assert np.abs(result[far].astype(int) - picture[far]).mean() < 1.5
+    border = np.ones_like(mask)
+    border[4:-4, 4:-4] = False
+    near = mask.copy()
+    for _ in range(8):
+        near[1:-1, 1:-1] |= near[:-2, 1:-1] | near[2:, 1:-1] | near[1:-1, :-2] | near[1:-1, 2:]
+    border &= ~near
+    assert border.sum() > 1000
+    assert np.abs(result[border].astype(int) - behind.picture[border]).max() <= 1
+
+
+def test_a_blur_takes_no_colour_from_the_subject() -> None:
+    picture = np.full((120, 120, 3), 40, np.uint8)
+    mask = np.zeros((120, 120), bool)
+    mask[30:90, 30:90] = True
+    picture[mask] = 255
+    behind = make_behind(BackgroundSection(mode="blur"), "blur", picture, mask, "key")
+    assert np.abs(behind.picture.astype(int) - 40).max() <= 2
+
+
+def test_choices_depend_on_the_picture_and_the_seed_only() -> None:
+    colours = tuple(f"#{value:02x}0000" for value in range(0, 250, 10))
+    picture, mask = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), bool)
+
+    def colour(key: str, seed: int) -> str:
+        section = BackgroundSection(mode="plain", colours=colours, seed=seed)
+        return str(make_behind(section, "plain", picture, mask, key).how["colour"])
+
+    assert colour("a", 0) == colour("a", 0)
+    assert len({colour(key, seed) for key in "abcd" for seed in range(3)}) > 4
+
+
+def test_the_border_colour_is_the_usual_one_not_the_mean() -> None:
+    picture = np.full((64, 64, 3), (10, 200, 30), np.uint8)
+    picture[:, :10] = (250, 0, 250)
+    assert border_colour(picture) == (10, 200, 30)
+
+
+def test_colours_go_to_text_and_back() -> None:
+    assert hex_of(rgb("#0aff80")) == "#0aff80"
+
+
+def test_rembg_is_asked_for_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rembg", None)
+    with pytest.raises(LorasmithError, match="not installed") as caught:
+        require_finder("rembg")
+    assert "pip install" in str(caught.value)
+    require_finder("grabcut")
