@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lorasmith import files
 from lorasmith.errors import OutputError
 from lorasmith.files import (
     new_folder,
@@ -129,3 +130,43 @@ def test_a_folder_whose_parents_cannot_be_made_is_named(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught:
         new_folder(tmp_path / "file" / "a" / "b" / "c")
     assert caught.value.where == str(tmp_path / "file" / "a" / "b" / "c")
+
+
+@pytest.mark.parametrize(("tries", "code", "gets_there"), [(3, 32, True), (3, 5, True), (99, 32, False), (1, 1, False)])
+def test_a_rename_waits_for_a_scanner_that_holds_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tries: int, code: int, gets_there: bool
+) -> None:
+    pauses: list[float] = []
+    seen: list[Path] = []
+
+    def held(call: str, path: Path) -> None:
+        if call == "rename":
+            seen.append(path)
+            if len(seen) <= tries:
+                error = PermissionError(errno.EACCES, "in use", str(path))
+                error.winerror = code  # type: ignore[attr-defined] -- as Windows says it
+                raise error
+
+    (tmp_path / "a").write_bytes(b"old")
+    monkeypatch.setattr(files, "before", held)
+    monkeypatch.setattr("time.sleep", pauses.append)
+    if gets_there:
+        write_bytes(tmp_path / "a", b"new")
+        assert (tmp_path / "a").read_bytes() == b"new" and len(pauses) == tries
+    else:
+        with pytest.raises(OutputError, match="Permission denied") as caught:
+            write_bytes(tmp_path / "a", b"new")
+        assert "close the program that has the file open" in str(caught.value)
+        assert (tmp_path / "a").read_bytes() == b"old"
+        assert (len(pauses) > 0) == (code == 32) and sum(pauses) < 5
+    assert pauses == sorted(pauses)  # longer each time
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_large_file_is_written_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(files, "before", lambda call, path: calls.append(call))
+    data = os.urandom((2 << 20) + 1)
+    write_bytes(tmp_path / "a", data)
+    assert (tmp_path / "a").read_bytes() == data
+    assert calls == ["open", "write", "write", "write", "sync", "close", "rename", "sync folder"]

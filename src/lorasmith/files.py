@@ -1,6 +1,7 @@
 """Write files so that each is complete or absent, and turn what the disk refuses into words a user can act on.
 
-Standard library only.
+Standard library only. Every change on the disk goes through the few functions at the end, so that tests can fail or
+kill the process before each of them: they call ``before``, where that is set.
 """
 
 from __future__ import annotations
@@ -13,12 +14,20 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lorasmith.errors import OutputError
+
+before: Callable[[str, Path], None] | None = None  # called with "open", "write", "sync", ... and the path; for tests
+
+_BLOCK = 1 << 20  # bytes in one write
+# A scanner or an indexer that holds a file: Windows' codes for access denied, sharing and lock violations.
+_HELD = (5, 32, 33)
+_PATIENCE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds between tries
 
 _FIXES = {
     errno.ENOSPC: "Free some space on that disk, or choose a folder on another one.",
@@ -43,8 +52,15 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     Raises:
         OutputError: the disk refuses.
     """
-    with replacing(path, durable=durable) as temporary:
-        temporary.write_bytes(data)
+    temporary = _temporary(path)
+    with _explained(path, temporary):
+        try:
+            _write(temporary, data, durable=durable)
+            rename(temporary, path)
+        finally:
+            _discard(temporary)
+        if durable:
+            sync_folder(path.parent)
 
 
 def write_new(path: Path, data: bytes) -> bool:
@@ -58,13 +74,11 @@ def write_new(path: Path, data: bytes) -> bool:
     temporary = _temporary(path)
     with _explained(path, temporary):
         try:
-            temporary.write_bytes(data)
-            _sync(temporary)
+            _write(temporary, data, durable=True)
             if not _moved(temporary, path):
                 return False
         finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            _discard(temporary)
         sync_folder(path.parent)
     return True
 
@@ -78,7 +92,7 @@ def _moved(source: Path, path: Path) -> bool:
     except OSError:  # a disk without hard links, as exFAT
         if path.exists():
             return False
-        source.rename(path)
+        rename(source, path)
     return True
 
 
@@ -132,11 +146,10 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
             yield temporary
             temporary.chmod(mode)  # safetensors writes files that only their owner may read
             if durable:
-                _sync(temporary)
-            temporary.replace(path)
+                sync_file(temporary)
+            rename(temporary, path)
         finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            _discard(temporary)
         if durable:
             sync_folder(path.parent)
 
@@ -168,10 +181,9 @@ def require_writable(folder: Path, need_bytes: int = 0) -> None:
     probe = folder / f".tmp-{secrets.token_hex(6)}"
     with _explained(folder, probe):
         try:
-            probe.write_bytes(b"\0")
+            _write(probe, b"\0", durable=False)
         finally:
-            with suppress(OSError):
-                probe.unlink(missing_ok=True)
+            _discard(probe)
         free = shutil.disk_usage(folder).free
     if free < need_bytes:
         raise OutputError(
@@ -192,21 +204,6 @@ def sha256_file(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a folder's list of names to disk, where the system can do that (Windows cannot)."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb+") as stream:
-        os.fsync(stream.fileno())
 
 
 def output_error(path: Path, error: BaseException) -> OutputError:
@@ -235,3 +232,83 @@ def _errno(error: BaseException) -> int | None:
     # Libraries written in Rust (safetensors) name the system's error number only in their text.
     found = re.search(r"\(os error (\d+)\)", str(error))
     return int(found.group(1)) if found else None
+
+
+def rename(source: Path, target: Path) -> None:
+    """Give ``source`` the name ``target``, in place of a file of that name.
+
+    Where another program, such as a virus scanner on Windows, holds the file for a moment, this waits and tries again
+    for about three seconds.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    for pause in (*_PATIENCE, None):
+        try:
+            about_to("rename", target)
+            source.replace(target)
+            return
+        except PermissionError as error:
+            if pause is None or getattr(error, "winerror", None) not in _HELD:
+                raise
+            time.sleep(pause)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove ``folder`` with what is in it, as far as the disk allows; what is not there is no fault."""
+    with suppress(OSError):
+        about_to("remove", folder)
+        shutil.rmtree(folder)
+
+
+def sync_file(path: Path) -> None:
+    """Force a file to disk.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    about_to("sync", path)
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's list of names to disk, where the system can do that (Windows cannot).
+
+    Raises:
+        OSError: the disk is full or broken.
+    """
+    try:
+        about_to("sync folder", folder)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise
+
+
+def _write(path: Path, data: bytes, *, durable: bool) -> None:
+    about_to("open", path)
+    with path.open("wb", buffering=0) as stream:
+        view = memoryview(data)
+        while view:
+            about_to("write", path)
+            view = view[stream.write(view[:_BLOCK]) :]
+        if durable:
+            about_to("sync", path)
+            os.fsync(stream.fileno())
+        about_to("close", path)
+
+
+def _discard(temporary: Path) -> None:
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
+
+
+def about_to(call: str, path: Path) -> None:
+    """Tell ``before``, where that is set, what is about to be done to ``path``."""
+    if before is not None:
+        before(call, path)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator
 Integer = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]
 Flag = Annotated[bool, Strict()]
+WeightChoice = Literal["auto", "non-ema", "ema"]
 Sampler = Literal["dpm++2m", "dpm++2m-karras", "dpm++2m-sde", "euler", "euler-a", "ddim", "pndm", "heun", "unipc"]
 
 _WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
@@ -130,8 +131,18 @@ class TrainSection(Section):
         default="auto",
         description="Number format of the frozen base; auto asks the device. The adapter itself is always fp32.",
     )
-    gradient_checkpointing: Flag = Field(
-        default=False, description="Compute activations twice instead of keeping them: less memory, about 30 % slower."
+    gradient_checkpointing: Flag | None = Field(
+        default=None,
+        description="Compute activations twice instead of keeping them: less memory, about 30 % slower; "
+        "without it, done only where the memory does not suffice otherwise.",
+    )
+    ignore_memory_forecast: Flag = Field(
+        default=False, description="Train even if the memory is forecast not to suffice, which is refused otherwise."
+    )
+    compile: Flag = Field(
+        default=False,
+        description="Compile the UNet with torch.compile before the first step: minutes of waiting, then faster steps "
+        "on a GPU. Needs a C++ compiler, on a GPU also triton; without them the training warns and goes on.",
     )
     min_snr_gamma: Number = Field(
         default=5.0,
@@ -150,6 +161,16 @@ class TrainSection(Section):
         ge=1,
         le=1_000_000,
         description="Steps between checkpoints, each with samples; without it, every fifth of the steps.",
+    )
+    keep_last: Integer = Field(
+        default=10,
+        ge=1,
+        le=100_000,
+        description="Newest checkpoints that are kept; so is the one with the best validation loss. Older ones are "
+        "removed once the next is written and read back.",
+    )
+    keep_every: Integer | None = Field(
+        default=None, ge=1, le=1_000_000, description="Also keep the checkpoints at multiples of this many steps."
     )
     log_every: Integer = Field(default=10, ge=1, le=100_000, description="Steps between two lines of figures.")
     device: str = Field(
@@ -187,7 +208,16 @@ class Recipe(Section):
     base: str = Field(
         default="starter",
         min_length=1,
-        description='The model to adapt: "starter" (built in), a folder in the diffusers layout, or a Hugging Face id.',
+        description='The model to adapt: "starter" (built in), a folder in the diffusers layout, one .safetensors or '
+        ".ckpt file, or a Hugging Face id.",
+    )
+    vae: str | None = Field(
+        default=None, min_length=1, description="A VAE to use instead of the base's own: a file or a folder."
+    )
+    weights: WeightChoice = Field(
+        default="auto",
+        description="Which of the UNet's weights, where the base has their moving average (EMA) too: auto and non-ema "
+        "take the weights themselves, which train better.",
     )
     data: DataSection = DataSection()
     lora: LoraSection = LoraSection()

@@ -28,24 +28,27 @@ STATE_FILE = "state.safetensors"
 def write_checkpoint(
     folder: Path, lora: Lora, optimizer: torch.optim.Optimizer, state: dict[str, Any], metadata: dict[str, str]
 ) -> None:
-    """Write a checkpoint's two files into ``folder``.
+    """Write a checkpoint's two files into ``folder`` and compare them with what is in memory.
 
     Args:
         state: JSON values that a training needs besides its tensors.
         metadata: what the LoRA file says of itself.
 
     Raises:
-        RunError: a weight is not finite.
+        RunError: a weight is not finite, or the state does not read back.
+        LoraError: the LoRA does not read back.
         OutputError: the disk refuses.
     """
-    require_finite(lora)
-    write_diffusers(lora, folder / LORA_FILE, metadata)
+    write_lora(lora, folder / LORA_FILE, write_diffusers, metadata)
     tensors = {
         f"optimizer.{number}.{name}": value.detach().cpu().contiguous()
         for number, moments in optimizer.state_dict()["state"].items()
         for name, value in moments.items()
     }
-    files.write_bytes(folder / STATE_FILE, safetensors.torch.save(tensors, {"state": json.dumps(state)}))
+    data = safetensors.torch.save(tensors, {"state": json.dumps(state)})
+    files.write_bytes(folder / STATE_FILE, data)
+    if (folder / STATE_FILE).read_bytes() != data:
+        raise RunError("The checkpoint does not read back.", where=str(folder / STATE_FILE), fix="Check the disk.")
 
 
 def read_checkpoint(folder: Path) -> tuple[Lora, dict[int, dict[str, torch.Tensor]], dict[str, Any]]:

@@ -1,36 +1,103 @@
-"""Ctrl-C as a request: the step is finished and saved before the training ends."""
+"""Being told to stop: Ctrl-C, SIGTERM, a closing terminal, or a request of another process.
+
+The first time is a request. While a step is computed and saved it waits for that; anywhere else (encoding, compiling,
+validating, drawing) the work is dropped at once, since all of it can be done again. The second time ends everything
+at once; what is on the disk is complete or absent, as always.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Generator, Iterator
 from types import FrameType, TracebackType
+from typing import Any
+
+from lorasmith.events import Event
+from lorasmith.train.control import Requests
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP")  # those that this system has
+
+
+class Stopped(KeyboardInterrupt):
+    """The training was told to stop. ``code`` is the exit code: 128 and the signal's number, as shells have it."""
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.code = 130 if signal.Signals(number).name in ("SIGINT", "SIGBREAK") else 128 + number
 
 
 class Interrupt:
-    """While the block runs, the first Ctrl-C sets ``requested`` instead of raising; a second one acts as usual.
+    """While the block runs, signals to stop are requests first.
 
-    Outside the main thread Python delivers no signals, and the block changes nothing.
+    Outside the main thread Python delivers no signals; requests of other processes work there, too.
+
+    Attributes:
+        holding: there are steps that are not saved yet, so that a first request waits. Whoever works sets it.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
-        self._usual = signal.getsignal(signal.SIGINT)
+    def __init__(self, requests: Requests | None = None) -> None:
+        self.requests = requests
+        self.holding = False
+        self._signal: int | None = None
+        self._computing = False  # within the work, not in who listens to it
+        self._usual: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether the training shall stop."""
+        if self._signal is None and self.requests and "stop" in self.requests.pending():
+            self._signal = signal.SIGINT
+        return self._signal is not None
+
+    def asked(self, what: str) -> bool:
+        """Return whether another process asks for ``what``."""
+        return self.requests is not None and what in self.requests.pending()
+
+    def done(self, what: str) -> None:
+        """Say that what another process asked for is done."""
+        if self.requests:
+            self.requests.done(what)
+
+    def guard(self, events: Generator[Event, None, None]) -> Iterator[Event]:
+        """Pass ``events`` on, and raise Stopped inside of them as soon as that is wanted and nothing is held."""
+        try:
+            while True:
+                try:
+                    if self.requested and not self.holding:
+                        event = events.throw(self.stopped())
+                    else:
+                        self._computing = True
+                        event = next(events)
+                except StopIteration:
+                    return
+                finally:
+                    self._computing = False
+                yield event
+        finally:
+            events.close()
+
+    def stopped(self) -> Stopped:
+        """Return the exception that ends the training."""
+        return Stopped(signal.SIGINT if self._signal is None else self._signal)
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._request)
+            for name in _NAMES:
+                number = getattr(signal, name, None)
+                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                    self._usual[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._give_back()
+        for number, usual in self._usual.items():
+            signal.signal(number, usual)
+        self._usual = {}
+        self.done("stop")
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self._give_back()
-
-    def _give_back(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._usual)
+        first, self._signal = self._signal is None, number
+        if not first or (self._computing and not self.holding):
+            raise self.stopped()
