@@ -1,9 +1,9 @@
 """Train the same LoRA the stock way and lorasmith's way, and compare speed and memory.
 
 Both train the same adapter (same rank, alpha and layers) on the same pictures at the same size for the same number of
-steps of four pictures. The stock way is diffusers' example train_text_to_image_lora.py written plainly: the VAE and
-the text encoder run for every picture in every step, batch 1 with 4 accumulation steps, gradient checkpointing; it is
-what `--preset reference` stands for. lorasmith's way is its default: pictures and captions encoded once, batch 4.
+steps of four pictures. The stock way is that of ``lorasmith.bench.reference``: the VAE and the text encoder run for
+every picture in every step, batch 1 with 4 accumulation steps, gradient checkpointing; it is what `--preset reference`
+stands for. lorasmith's way is its default: pictures and captions encoded once, batch 4.
 
     python benchmarks/train_vs_stock.py
     python benchmarks/train_vs_stock.py --base models/stable-diffusion-v1-5 --steps 100 --data pictures/axe --write
@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,8 +26,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from lorasmith.bench.compare import describe_machine
 from lorasmith.errors import LorasmithError
 from lorasmith.starter.pictures import write_pictures
 from lorasmith.starter.renderer import WEAPONS
@@ -82,96 +79,24 @@ class Result:
 
 
 def train_stock(job: Job) -> Result:
-    """Train with diffusers and peft alone, as in diffusers' examples/text_to_image/train_text_to_image_lora.py."""
-    import torch
-    import torch.nn.functional as F
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from diffusers.training_utils import cast_training_params
-    from peft import LoraConfig
-    from torch.utils.data import DataLoader
-    from transformers import CLIPTextModel, CLIPTokenizer
+    """Train the reference way of ``lorasmith bench``, on the job's pictures."""
+    from lorasmith.bench.measure import clock, peak_mib
+    from lorasmith.bench.reference import StockTraining
 
-    from lorasmith.model.diffusers_folder import find_folder
-
-    torch.manual_seed(0)
-    base, device = find_folder(job.base), torch.device(job.device)
-    half = device.type == "cuda"
-    dtype = torch.float16 if half else torch.float32
-    tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
-    schedule = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
-    text_encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder", dtype=dtype).to(device)
-    vae = AutoencoderKL.from_pretrained(base, subfolder="vae", torch_dtype=dtype).to(device)
-    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=dtype).to(device)
-    for model in (text_encoder, vae, unet):
-        model.requires_grad_(False)
-    targets = ["to_k", "to_q", "to_v", "to_out.0"]
-    unet.add_adapter(LoraConfig(r=job.rank, lora_alpha=job.rank, init_lora_weights="gaussian", target_modules=targets))
-    cast_training_params(unet, dtype=torch.float32)
-    unet.enable_gradient_checkpointing()
-    unet.train()
-    parameters = [p for p in unet.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=1e-2)
-    scaler = torch.amp.GradScaler(device.type, enabled=half)
-    size = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
-    rows = _plain_rows(job.folders, tokenizer)
-    loader: Any = DataLoader(rows, batch_size=1, shuffle=True, collate_fn=lambda row: _plain_pixels(row, size))
-
-    ends = [time.perf_counter()]
-    pictures = _forever(loader)
+    training = StockTraining(
+        job.base, job.folders, size=None, accumulation=PICTURES_PER_STEP, rank=job.rank, device=job.device
+    )
+    training.attach()
+    ends = [clock(training.device)]
     for _ in range(job.steps):
-        for _ in range(PICTURES_PER_STEP):
-            pixels, ids = next(pictures)
-            latents = vae.encode(pixels.to(device, dtype)).latent_dist.sample() * vae.config.scaling_factor
-            noise = torch.randn_like(latents)
-            timesteps = torch.randint(0, schedule.config.num_train_timesteps, (len(latents),), device=device)
-            noisy = schedule.add_noise(latents, noise, timesteps)
-            text = text_encoder(ids.to(device), return_dict=False)[0]
-            velocity = schedule.config.prediction_type == "v_prediction"
-            target = schedule.get_velocity(latents, noise, timesteps) if velocity else noise
-            with torch.autocast(device.type, torch.float16, enabled=half):
-                answer = unet(noisy, timesteps, text, return_dict=False)[0]
-            loss = F.mse_loss(answer.float(), target.float())
-            loss.item()  # the example logs the loss of every micro-step
-            torch.autograd.backward(scaler.scale(loss / PICTURES_PER_STEP))
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-        if half:
-            torch.cuda.synchronize()
-        ends.append(time.perf_counter())
+        training.step()
+        ends.append(clock(training.device))
     seconds = ends[-1] - ends[0]
     steady = (job.steps - job.warmup) * PICTURES_PER_STEP / (ends[-1] - ends[job.warmup])
-    count = sum(p.numel() for p in parameters)
-    precision = str(dtype).removeprefix("torch.")
-    return Result("stock", precision, count, steady, job.steps * PICTURES_PER_STEP / seconds, 0.0, peak_mib(device))
-
-
-def _plain_rows(folders: tuple[Path, ...], tokenizer: Any) -> Any:
-    rows = []
-    for folder in folders:
-        for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            length = {"max_length": tokenizer.model_max_length, "padding": "max_length", "truncation": True}
-            rows.append((folder / row["file_name"], tokenizer(row["text"], return_tensors="pt", **length).input_ids))
-    return rows
-
-
-def _plain_pixels(rows: list[tuple[Path, Any]], size: int) -> tuple[Any, Any]:
-    import numpy as np
-    import torch
-    from PIL import Image, ImageOps
-
-    (path, ids), *_ = rows
-    picture = ImageOps.fit(Image.open(path).convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
-    return pixels[None], ids
-
-
-def _forever(loader: Any) -> Any:
-    while True:
-        yield from loader
+    count = sum(p.numel() for p in training.parameters)
+    precision = str(training.dtype).removeprefix("torch.")
+    overall, peak = job.steps * PICTURES_PER_STEP / seconds, peak_mib(training.device)
+    return Result("stock", precision, count, steady, overall, 0.0, peak)
 
 
 def train_lorasmith(job: Job) -> Result:
@@ -179,6 +104,7 @@ def train_lorasmith(job: Job) -> Result:
     os.environ["LORASMITH_CACHE"] = str(job.work / "cache")  # empty, so that encoding is measured too
     from safetensors.torch import load_file
 
+    from lorasmith.bench.measure import peak_mib
     from lorasmith.events import Finished, Progress, StepDone
     from lorasmith.model.stable_diffusion import pick_device, pick_dtype
     from lorasmith.recipe.load import load_recipe
@@ -219,20 +145,6 @@ def train_lorasmith(job: Job) -> Result:
     steady = (job.steps - job.warmup) * PICTURES_PER_STEP / sum(steps[job.warmup :])
     overall = job.steps * PICTURES_PER_STEP / (caching + sum(steps))
     return Result("lorasmith", precision, count, steady, overall, caching, peak_mib(device))
-
-
-def peak_mib(device: Any) -> float:
-    """Return the peak memory so far: allocated on a GPU, resident in main memory otherwise, in MiB."""
-    if device.type == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    if sys.platform == "win32":
-        return float(psutil.Process().memory_info().peak_wset) / 2**20
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def main() -> None:
@@ -280,24 +192,6 @@ def usable_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def describe_machine(device: str) -> str:
-    """Return the hardware and the versions that the figures depend on."""
-    from importlib.metadata import version
-
-    import torch
-
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
-    packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "diffusers", "peft"))
-    return f"{name}, {torch.get_num_threads()} threads, {platform.system()}, {packages}"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def markdown(job: Job, machine: str, stock: Result, ours: Result) -> str:

@@ -25,23 +25,37 @@ FLOORS = {
     "lorasmith.events": 0,
     "lorasmith.starter.paths": 0,
     "lorasmith.files": 1,
+    "lorasmith.cache": 2,
     "lorasmith.recipe": 2,
+    "lorasmith.run_lock": 2,
+    "lorasmith.run_log": 2,
+    "lorasmith.run_manifest": 2,
+    "lorasmith.run_record": 2,
     "lorasmith.run": 3,
+    "lorasmith.run_status": 3,
     "lorasmith.dataset": 3,
     "lorasmith.model": 4,
     "lorasmith.generate": 5,
     "lorasmith.train": 6,  # above generate: a training draws samples
     "lorasmith.evaluate": 6,
     "lorasmith.export": 7,
+    "lorasmith.bench": 7,
     "lorasmith.starter": 8,
     "lorasmith.cli": 9,
     "lorasmith.__main__": 10,
 }
-STANDARD_ONLY = ("lorasmith", "lorasmith.errors", "lorasmith.events", "lorasmith.files", "lorasmith.starter.paths")
+STANDARD_ONLY = (
+    "lorasmith", "lorasmith.errors", "lorasmith.events", "lorasmith.files", "lorasmith.cache", "lorasmith.starter.paths"
+)  # fmt: skip
 HOMES = {
-    "diffusers": ("lorasmith.model", "lorasmith.generate.samplers", "lorasmith.starter.build"),
+    "diffusers": (
+        "lorasmith.model",
+        "lorasmith.generate.samplers",
+        "lorasmith.starter.build",
+        "lorasmith.bench.reference",
+    ),
     "transformers": ("lorasmith.model", "lorasmith.starter.build"),
-    "peft": ("lorasmith.model",),
+    "peft": ("lorasmith.model", "lorasmith.bench.reference"),
     "gradio": (),
     "click": ("lorasmith.cli",),
     "rich": ("lorasmith.cli",),

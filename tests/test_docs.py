@@ -13,7 +13,8 @@ from lorasmith.cli.main import COMMANDS, cli
 from lorasmith.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "docs" / "guide.md", ROOT / "docs" / "reference-work.md"]
+NAMES = ("guide.md", "reference-work.md", "bases.md", "caption.md", "curate.md", "resume.md")
+PAGES = [ROOT / "docs" / name for name in NAMES]
 
 
 def command_lines(page: Path) -> Iterator[str]:

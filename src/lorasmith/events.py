@@ -55,6 +55,19 @@ class Progress(Event):
 
 
 @dataclass(frozen=True)
+class Forecast(Event):
+    """What a training will need, told before it begins.
+
+    memory_mib: the peak in each phase, of a GPU's memory or of the process. room_mib: what there is for it.
+    seconds: of each kind of work over the whole training.
+    """
+
+    memory_mib: dict[str, float]
+    room_mib: float
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
 class StepDone(Event):
     """One optimizer step. ``loss`` and ``grad_norm`` are means since the last such event."""
 
@@ -112,7 +125,7 @@ class Finished(Event):
 
 _KINDS = {
     kind.__name__: kind
-    for kind in (Note, Warned, Progress, StepDone, Validated, PictureMade, Sampled, CheckpointSaved, Finished)
+    for kind in (Note, Warned, Progress, Forecast, StepDone, Validated, PictureMade, Sampled, CheckpointSaved, Finished)
 }
 
 

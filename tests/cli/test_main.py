@@ -52,7 +52,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "words"),
     [
         (["trian"], "Did you mean train?"),
-        (["sing"], "The commands are demo, train"),
+        (["sing"], "The commands are demo, "),
         (["train"], "Missing argument"),
         (["generate", "--out", "x"], "There is no prompt."),
         (["generate", "--prompt", "a", "--stpes", "3", "--out", "x"], "No such option"),

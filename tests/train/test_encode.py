@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lorasmith import files
+from lorasmith.cache import cache_folder
 from lorasmith.dataset.bucket import View
 from lorasmith.dataset.picture import open_rgb
 from lorasmith.dataset.read import Example, read_dataset
@@ -17,7 +18,6 @@ from lorasmith.model.stable_diffusion import StableDiffusion, load_base
 from lorasmith.train.encode import (
     Cache,
     LatentSet,
-    cache_folder,
     encode_captions,
     encode_pictures,
     tokenize_captions,

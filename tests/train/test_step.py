@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorasmith.model.lora import LoraConfig, attach, set_lora_weights
 from lorasmith.model.stable_diffusion import StableDiffusion, load_base
 from lorasmith.recipe.schema import Recipe, TrainSection
-from lorasmith.train.attention import fast_attention
 from lorasmith.train.encode import tokenize_captions
 from lorasmith.train.step import Batch, draw, errors, seed_of, train_step
 from lorasmith.train.trainer import Trainer
@@ -27,7 +24,8 @@ from .helpers import CAPTIONS, latent_set, text_set
 def drawn(sd: StableDiffusion, seed: int = 0, count: int = 8, **settings: Any) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     section = TrainSection(**{"caption_dropout": 0.0, **settings})
-    return draw(range(count), latent_set(max(count, 8)), text_set(sd), sd.alphas_cumprod, section, generator)
+    latents, text = latent_set(max(count, 8)), text_set(sd)
+    return draw(range(count), latents, text, sd.alphas_cumprod, section, generator).look_up(latents, text)
 
 
 def scaler(enabled: bool = False) -> torch.amp.GradScaler:
@@ -217,7 +215,7 @@ def test_a_whole_step_equals_one_of_diffusers_and_peft(
 
     indices = Trainer(load_base(str(tiny_base)), recipe, latents, text).sampler.__next__()
     first = torch.Generator().manual_seed(seed_of(recipe.train.seed, "draw", 1))
-    batch = draw(indices, latents, text, sd.alphas_cumprod, recipe.train, first)
+    batch = draw(indices, latents, text, sd.alphas_cumprod, recipe.train, first).look_up(latents, text)
     wanted = plain_step(tiny_base, sd, batch, awakened)
     trainer.advance()
     got = trainer.lora().tensors
@@ -236,23 +234,3 @@ def test_errors_equal_the_mean_square_of_the_unet_s_answer(sd: StableDiffusion) 
         answers = [sd.unet(x[None], t[None], c[None]).sample[0] for x, t, c in zip(noisy, batch.timesteps, batch.text)]
         wanted = torch.stack([((a - n) ** 2).mean() for a, n in zip(answers, batch.noise)])
         torch.testing.assert_close(errors(sd, batch), wanted)
-
-
-def test_bfloat16_attention_on_a_cpu_is_computed_in_float32(sd: StableDiffusion) -> None:
-    sd.to("cpu", torch.bfloat16)
-    parameters, batch = awake(sd), drawn(sd)
-    seen = []
-
-    class Watching(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is torch.nn.functional.scaled_dot_product_attention:
-                seen.append(args[0].dtype)
-            return func(*args, **(kwargs or {}))
-
-    plain = sgd_change(sd, batch, parameters, batch=8)
-    with Watching(), fast_attention(sd.device, sd.dtype):
-        fast = sgd_change(sd, batch, parameters, batch=8)
-    assert seen and set(seen) == {torch.float32}
-    assert float((fast - plain).norm() / plain.norm()) < 0.05  # the same but for bfloat16's rounding
-    assert isinstance(fast_attention(torch.device("cuda"), torch.bfloat16), nullcontext)
-    assert isinstance(fast_attention(torch.device("cpu"), torch.float32), nullcontext)

@@ -212,7 +212,7 @@ def _disk() -> Iterator[Check]:
 def _cache() -> Iterator[Check]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from lorasmith.train.encode import cache_folder
+    from lorasmith.cache import cache_folder
 
     for what, folder, variable in (
         ("cache of encoded pictures", cache_folder(), "LORASMITH_CACHE"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -30,6 +31,8 @@ def command(
     out: Path,
     pattern: str,
     base: str,
+    vae: str | None,
+    weights: Any,
     negative: str,
     width: int | None,
     height: int | None,
@@ -66,5 +69,5 @@ def command(
         for text in texts
         for number in range(count)
     ]
-    sd = load(base, device, precision)
+    sd = load(base, device, precision, vae=vae, weights=weights)
     show(generate(sd, requests, out, pattern=pattern, loras=used, batch=batch), as_json=as_json)

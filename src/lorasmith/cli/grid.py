@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -38,6 +38,8 @@ def command(
     lora: str | None,
     out: Path,
     base: str,
+    vae: str | None,
+    weights: Any,
     negative: str,
     width: int | None,
     height: int | None,
@@ -86,7 +88,7 @@ def command(
     if merge:
         requests = [replace(request, prompt=text) for text in read_prompts(prompts, None)]
         used = [use_lora(path, weight)] if path else []
-        sd = load(base, device, precision)
+        sd = load(base, device, precision, vae=vae, weights=weights)
         with fused(sd, used):
             show(_merge_drawn(sd, requests, batch, out), as_json=as_json)
         return
@@ -94,7 +96,7 @@ def command(
     down = _with_checkpoints(parse_axis(rows)) if rows else None
     if "prompt" not in (across.name, down.name if down else ""):
         request = replace(request, prompt=read_prompts(prompts, None)[0])
-    sd = load(base, device, precision)
+    sd = load(base, device, precision, vae=vae, weights=weights)
     show(make_grid(sd, across, down, request, out, lora=path, weight=weight, batch=batch), as_json=as_json)
 
 

@@ -1,7 +1,7 @@
 """The ``lorasmith`` command: a table of commands, each imported only when it is used, and how errors end.
 
 Exit codes: 0 done, 1 problems found by a check or a fault in lorasmith itself, 2 something the user can mend,
-130 stopped with Ctrl-C.
+130 stopped with Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -24,9 +24,21 @@ from lorasmith.errors import DeviceError, LorasmithError
 
 COMMANDS = {
     "demo": "See the whole work on the built-in model, in minutes.",
+    "check": "Find what is wrong with pictures and captions.",
+    "curate": "Make a clean copy of folders of pictures.",
+    "caption": "Write, edit and check the captions of pictures.",
+    "new": "Start a project: a folder with a recipe that suits the pictures.",
     "train": "Train a LoRA on folders of pictures.",
+    "runs": "List runs and how they stand.",
+    "stop": "Let a training save its work and end.",
+    "save": "Let a training write a checkpoint now.",
+    "sample": "Let a training draw its sample pictures now.",
+    "reproduce": "Train a run again from its record, and compare.",
     "generate": "Make pictures from a base and LoRAs.",
     "grid": "Compare prompts, weights, seeds, ... in one picture.",
+    "inspect": "Say what is in files of weights, and whether they are safe.",
+    "convert": "Write a base as one file or a folder, in another precision.",
+    "bench": "Measure speed beside the usual scripts.",
     "doctor": "Check this machine and say how to mend what is wrong.",
 }
 _DEBUG = "LORASMITH_DEBUG"
@@ -84,9 +96,9 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as stop:
         click.echo("Stopped.", err=True)
-        return 130
+        return int(getattr(stop.__cause__ or stop, "code", 130))  # 143 after SIGTERM; click wraps what it was
     except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

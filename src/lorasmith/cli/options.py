@@ -10,20 +10,32 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import click
 
 from lorasmith.errors import RecipeError
-from lorasmith.recipe.schema import Sampler
+from lorasmith.recipe.schema import Sampler, WeightChoice
 
 if TYPE_CHECKING:
     from lorasmith.model.stable_diffusion import StableDiffusion
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+_BASE_OPTIONS = (
+    click.option("--vae", help="VAE to use instead of the base's own: a file or a folder."),
+    click.option(
+        "--weights",
+        type=click.Choice(get_args(WeightChoice)),
+        default="auto",
+        show_default=True,
+        help="Which of the UNet's weights, where the base has their moving average (EMA) too.",
+    ),
+)
 _PICTURE_OPTIONS = (
     click.option(
         "--base",
         default="starter",
         show_default=True,
-        help="Model to draw with: starter, a folder in the diffusers layout, or a Hugging Face id.",
+        help="Model to draw with: starter, a folder in the diffusers layout, one .safetensors or .ckpt file, or a "
+        "Hugging Face id.",
     ),
+    *_BASE_OPTIONS,
     click.option("--negative", default="", help="What the pictures should not show."),
     click.option("--width", type=click.IntRange(1), help="Pixels.  [default: the base's own size]"),
     click.option("--height", type=click.IntRange(1), help="Pixels.  [default: the base's own size]"),
@@ -46,7 +58,16 @@ _PICTURE_OPTIONS = (
 
 def picture_options(function: _Function) -> _Function:
     """Give a command the options that say how pictures are drawn."""
-    for option in reversed(_PICTURE_OPTIONS):
+    return _with(function, _PICTURE_OPTIONS)
+
+
+def base_options(function: _Function) -> _Function:
+    """Give a command the options that say which weights of a base are used."""
+    return _with(function, _BASE_OPTIONS)
+
+
+def _with(function: _Function, options: Sequence[Callable[[Any], Any]]) -> _Function:
+    for option in reversed(options):
         function = option(function)
     return function
 
@@ -105,9 +126,11 @@ def read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
     return found
 
 
-def load(base: str, device: str, precision: str) -> StableDiffusion:
+def load(
+    base: str, device: str, precision: str, *, vae: str | None = None, weights: WeightChoice = "auto"
+) -> StableDiffusion:
     """Load a base onto a device; see ``load_base``, ``pick_device`` and ``pick_dtype`` for what they raise."""
     from lorasmith.model.stable_diffusion import load_base, pick_device, pick_dtype
 
     chosen = pick_device(device)
-    return load_base(base, device=chosen, dtype=pick_dtype(precision, chosen))
+    return load_base(base, device=chosen, dtype=pick_dtype(precision, chosen), vae=vae, weights=weights)

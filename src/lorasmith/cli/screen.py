@@ -156,6 +156,8 @@ def line(event: ev.Event) -> str:
     if isinstance(event, ev.Validated):
         change = f", {event.loss / event.base_loss - 1:+.1%} from the base" if event.step and event.base_loss else ""
         return f"Validation loss at step {event.step}: {event.loss:.5f}{change}"
+    if isinstance(event, ev.Forecast):
+        return _forecast(event)
     if isinstance(event, ev.PictureMade):
         return f"{event.path}  seed {event.seed}  {event.prompt}"
     if isinstance(event, ev.Sampled):
@@ -165,6 +167,15 @@ def line(event: ev.Event) -> str:
     if isinstance(event, ev.Finished):
         return _finished(event)
     return str(event)
+
+
+def _forecast(event: ev.Forecast) -> str:
+    phase = max(event.memory_mib, key=lambda name: event.memory_mib[name])
+    parts = ", ".join(f"{name} {timedelta(seconds=round(s))}" for name, s in event.seconds.items() if s >= 1)
+    return (
+        f"Forecast: about {timedelta(seconds=round(sum(event.seconds.values())))}{f' ({parts})' if parts else ''}; "
+        f"{event.memory_mib[phase]:,.0f} MiB of memory at the most ({phase}), of {event.room_mib:,.0f}"
+    )
 
 
 def _finished(event: ev.Finished) -> str:

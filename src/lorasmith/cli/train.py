@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from lorasmith.errors import RecipeError, RunError
+from lorasmith.errors import RecipeError
 from lorasmith.recipe.schema import Recipe
 
-if TYPE_CHECKING:
-    from lorasmith.run import Run
-
-_STARTS_AT_ONCE = 16
+_SOURCE = "RECIPE.toml | FOLDER..."
 
 
 @click.command("train", short_help="Train a LoRA on folders of pictures.")
-@click.argument("source", nargs=-1, required=True, metavar="RECIPE.toml | FOLDER...", type=click.Path(path_type=Path))
-@click.option("--base", help="Model to adapt: starter, a folder in the diffusers layout, or a Hugging Face id.")
+@click.argument("source", nargs=-1, metavar=_SOURCE, type=click.Path(path_type=Path))
+@click.option("--base", help="Model to adapt: starter, a folder, one .safetensors or .ckpt file, or a hub id.")
 @click.option("--out", type=click.Path(path_type=Path), help="New run folder.  [default: runs/NAME-001, -002, ...]")
 @click.option("--preset", default="default", show_default=True, help="default, reference, low-memory or quality.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the recipe; repeatable."
 )
 @click.option("--strict", is_flag=True, help="Stop if any picture has to be left out.")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with an unfinished run.")
+@click.option("--allow-changes", is_flag=True, help="Go on even if the recipe, data, base or versions have changed.")
+@click.option("--yes", is_flag=True, help="Go on with an unfinished run of the same recipe without asking.")
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines.")
 def command(
     source: tuple[Path, ...],
@@ -33,13 +32,16 @@ def command(
     preset: str,
     overrides: tuple[str, ...],
     strict: bool,
+    resume: Path | None,
+    allow_changes: bool,
+    yes: bool,
     as_json: bool,
 ) -> None:
     """Train a LoRA on one or several folders of pictures, or as a recipe says.
 
     Each folder is one class. Captions come from its metadata.jsonl (file_name, text) or from a .txt file beside each
     picture. What is read, what is left out and why is shown before the model is loaded. A run never overwrites
-    another; Ctrl-C keeps what has been learned so far.
+    another. Ctrl-C ends the step, saves it and stops; --resume goes on from there, as if it had never stopped.
 
     \b
     Examples:
@@ -47,35 +49,40 @@ def command(
       lorasmith train pictures/axe pictures/spear --set train.steps=1500 --set data.flip=true
       lorasmith train recipe.toml --base models/stable-diffusion-v1-5 --out runs/pink-blossom
       lorasmith train pictures/axe --preset low-memory --set lora.rank=8
+      lorasmith train --resume runs/axe-001
+      lorasmith train --resume runs/axe-001 --set train.steps=3000
     """
-    recipe = _recipe(source, base, preset, (*overrides, *(["data.strict=true"] if strict else [])))
+    overrides = (*overrides, *(["data.strict=true"] if strict else []))
+    if resume is not None and out is not None:
+        raise click.UsageError("--resume goes on in the run's own folder, so --out cannot be given with it.")
+    if resume is None and not source:
+        raise click.UsageError(f"Missing argument '{_SOURCE}'.")
 
     from lorasmith.cli.screen import say, show
+    from lorasmith.cli.take_up import begin_or_go_on
     from lorasmith.run import Run
+    from lorasmith.run_record import is_run
 
-    run = Run.create(out, recipe) if out else _numbered_run(recipe)
+    if resume is not None:
+        own = (resume / "recipe.toml",) if is_run(resume) else ()
+        recipe = _recipe(source or own, base, preset, overrides) if source or own else None
+        run, hint = Run.open(resume), ""
+        recipe = recipe or run.recipe
+    else:
+        recipe = _recipe(source, base, preset, overrides)
+        run, hint = begin_or_go_on(recipe, out, yes=yes, may_ask=not as_json)
     try:
         with run:
             if not as_json:
                 say(_summary(recipe, run.path))
+                if hint:
+                    say(hint)
             from lorasmith.train.loop import train
 
-            show(train(recipe, run), as_json=as_json)
+            show(train(recipe, run, allow_changes=allow_changes), as_json=as_json)
     except BaseException:
         run.discard_if_empty()
         raise
-
-
-def _numbered_run(recipe: Recipe) -> Run:
-    """Make the next run folder in runs; trainings that start at the same time get one each."""
-    from lorasmith.run import Run
-
-    for _ in range(_STARTS_AT_ONCE):
-        try:
-            return Run.create(Run.new_path(Path("runs"), recipe.name), recipe)
-        except RunError:  # another training took that number meanwhile
-            continue
-    return Run.create(Run.new_path(Path("runs"), recipe.name), recipe)
 
 
 def _recipe(source: tuple[Path, ...], base: str | None, preset: str, overrides: tuple[str, ...]) -> Recipe:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorasmith.errors import RecipeError
-from lorasmith.events import Event, Finished, PictureMade, Progress, Warned
+from lorasmith.events import Event, Finished, Note, PictureMade, Progress, Warned
 from lorasmith.files import require_writable, sha256_file, write_new
 from lorasmith.generate.png_text import LoraNote, parameters_text, png_bytes
 from lorasmith.generate.sample import Request, check_requests, sample
@@ -93,6 +93,7 @@ def generate(
     for used in loras:
         used.lora.check_fits(sd)
     require_writable(out)
+    yield from map(Note, sd.notes)
     yield from _cut_prompts(sd, requests)
     paths = _free_paths(requests, out, pattern)
     notes = [used.note for used in loras]

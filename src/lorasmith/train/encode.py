@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +33,7 @@ from lorasmith.model.stable_diffusion import StableDiffusion
 
 _FORMAT = 2  # of the cache; a change in what is stored, or in how pictures are cut, needs the next number
 _DIGEST = hashlib.sha256().digest_size
-_PIXELS_AT_ONCE = 2**20  # bounds the VAE's memory; fixed, so that latents do not depend on the machine
+_PIXELS_AT_ONCE = 2**18  # bounds the VAE's memory; fixed, so that latents do not depend on the machine
 
 
 @dataclass(frozen=True)
@@ -99,26 +97,6 @@ class Cache:
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.tensors"
-
-
-def cache_folder() -> Path:
-    """Return where encoded pictures are kept: ``LORASMITH_CACHE``, or a folder in the system's place for caches."""
-    if chosen := os.environ.get("LORASMITH_CACHE"):
-        return Path(chosen)
-    if sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        root = _home() / "Library" / "Caches"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache")
-    return root / "lorasmith" / "encoded"
-
-
-def _home() -> Path:
-    try:
-        return Path.home()
-    except RuntimeError:  # a container's user without a home
-        return Path(tempfile.gettempdir())
 
 
 def encode_pictures(
@@ -185,6 +163,11 @@ def tokenize_captions(sd: StableDiffusion, captions: Iterable[str]) -> TextSet:
     return TextSet(tokens.input_ids, {caption: row for row, caption in enumerate(distinct)})
 
 
+def pictures_at_once(size: int) -> int:
+    """Return how many views of a picture, squares of ``size`` pixels, the VAE encodes at once."""
+    return max(1, _PIXELS_AT_ONCE // size**2)
+
+
 class _Store:
     """Puts into the cache until that fails once: a full disk costs the next run some time, not this one its work."""
 
@@ -209,8 +192,7 @@ def _read(example: Example, size: int, views: Sequence[View]) -> Tensor:
 
 @torch.no_grad()
 def _encode(sd: StableDiffusion, pixels: Tensor, example: Example) -> dict[str, Tensor]:
-    at_once = max(1, _PIXELS_AT_ONCE // (pixels.shape[1] * pixels.shape[2]))
-    parts = [sd.encode_pictures(part) for part in torch.split(pixels, at_once)]
+    parts = [sd.encode_pictures(part) for part in torch.split(pixels, pictures_at_once(pixels.shape[1]))]
     mean, std = (torch.cat(part).float().cpu().contiguous() for part in zip(*parts, strict=True))
     if not (mean.isfinite().all() and std.isfinite().all()):
         raise DataError(

@@ -8,8 +8,9 @@ steps before it. Nothing in here waits for the device.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,61 @@ from lorasmith.recipe.schema import TrainSection
 from lorasmith.train.encode import LatentSet, TextSet
 from lorasmith.train.noise import add_noise, min_snr_weight, target
 
+if TYPE_CHECKING:
+    from typing import Self
+
+
+class _Tensors:
+    """A dataclass of tensors with one row for each picture."""
+
+    def __len__(self) -> int:
+        return len(self._tensors()[0])
+
+    def split(self, size: int) -> Iterator[Self]:
+        """Yield parts of at most ``size`` pictures."""
+        for parts in zip(*(torch.split(tensor, size) for tensor in self._tensors()), strict=True):
+            yield type(self)(*parts)
+
+    def pinned(self) -> Self:
+        """Return the same in memory from which a GPU can copy while the CPU goes on."""
+        return type(self)(*(tensor.pin_memory() for tensor in self._tensors()))
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same on ``device``, without waiting for the copy."""
+        if self._tensors()[0].device.type == device.type:
+            return self
+        ready = self.pinned() if device.type == "cuda" else self
+        return type(self)(*(tensor.to(device, non_blocking=True) for tensor in ready._tensors()))
+
+    def _tensors(self) -> list[Tensor]:
+        return [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
-class Batch:
-    """The pictures of an optimizer step, or a part of them, with what is drawn for each.
+class Draws(_Tensors):
+    """What is drawn for each picture of an optimizer step.
+
+    picture, view, row: (N,), which latent distribution and which caption. spread, noise: (N, C, h, w), fp32, standard
+    normal but for the noise offset. timesteps: (N,). abar: (N,), fp32, the schedule at the timesteps.
+    """
+
+    picture: Tensor
+    view: Tensor
+    row: Tensor
+    spread: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    abar: Tensor
+
+    def look_up(self, latents: LatentSet, text: TextSet) -> Batch:
+        """Return the batch of what was drawn from ``latents`` and ``text``, on their device, where this must be."""
+        mean, std = latents.mean[self.picture, self.view], latents.std[self.picture, self.view]
+        return Batch(mean + std * self.spread, self.noise, self.timesteps, self.abar, text.table[self.row])
+
+
+@dataclass(frozen=True)
+class Batch(_Tensors):
+    """The pictures of an optimizer step, or a part of them.
 
     latents, noise: (N, C, h, w), fp32. timesteps: (N,). abar: (N,), fp32, the schedule at the timesteps.
     text: (N, T, D) embeddings, or (N, T) token ids where the text encoder is trained.
@@ -33,23 +85,6 @@ class Batch:
     timesteps: Tensor
     abar: Tensor
     text: Tensor
-
-    def __len__(self) -> int:
-        return len(self.timesteps)
-
-    def split(self, size: int) -> Iterator[Batch]:
-        """Yield parts of at most ``size`` pictures."""
-        for parts in zip(*(getattr(self, field.name).split(size) for field in fields(self)), strict=True):
-            yield Batch(*parts)
-
-    def to(self, device: torch.device) -> Batch:
-        """Return the batch on ``device``, without waiting for the copy."""
-        if device.type == "cpu":
-            return self
-        tensors = [getattr(self, field.name) for field in fields(self)]
-        if device.type == "cuda":
-            tensors = [tensor.pin_memory() for tensor in tensors]
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
 
 def seed_of(*parts: object) -> int:
@@ -64,31 +99,36 @@ def draw(
     alphas_cumprod: Tensor,
     settings: TrainSection,
     generator: torch.Generator,
-) -> Batch:
-    """Return the batch of the pictures at ``indices``: a view, a latent, noise, a timestep and a caption for each.
+) -> Draws:
+    """Return what a step on the pictures at ``indices`` draws: a view, a latent, noise, a timestep and a caption each.
 
     Timesteps share one uniform offset (Kingma et al. 2021, appendix I.1): each is uniform over the schedule, and
     together they cover it evenly, which makes the loss and its gradient less noisy.
     """
     n, picture = len(indices), torch.tensor(indices)
+    shape = (n, *latents.mean.shape[2:])
     view = torch.randint(latents.views, (n,), generator=generator)
-    mean, std = latents.mean[picture, view], latents.std[picture, view]
-    sampled = mean + std * torch.randn(mean.shape, generator=generator)
-    noise = torch.randn(mean.shape, generator=generator)
+    spread = torch.randn(shape, generator=generator)
+    noise = torch.randn(shape, generator=generator)
     if settings.noise_offset:
-        noise = noise + settings.noise_offset * torch.randn((*mean.shape[:2], 1, 1), generator=generator)
+        noise = noise + settings.noise_offset * torch.randn((*shape[:2], 1, 1), generator=generator)
     place = (torch.rand(1, generator=generator) + torch.arange(n) / n) % 1
     timesteps = (place * len(alphas_cumprod)).long().clamp(max=len(alphas_cumprod) - 1)
     dropped = torch.rand(n, generator=generator) < settings.caption_dropout
     row = text.rows(latents.examples[i].caption for i in indices).masked_fill(dropped, 0)
-    return Batch(sampled, noise, timesteps, alphas_cumprod[timesteps], text.table[row])
+    return Draws(picture, view, row, spread, noise, timesteps, alphas_cumprod[timesteps])
 
 
-def errors(sd: StableDiffusion, batch: Batch) -> Tensor:
-    """Return the mean squared error of the UNet's answer for each picture, (N,), fp32."""
+def errors(sd: StableDiffusion, batch: Batch, unet: Callable[..., Any] | None = None) -> Tensor:
+    """Return the mean squared error of the UNet's answer for each picture, (N,), fp32.
+
+    Args:
+        unet: computes what ``sd.unet`` does, in its place.
+    """
     noisy = add_noise(batch.latents, batch.noise, batch.abar)
     text = batch.text if batch.text.is_floating_point() else sd.text_encoder(batch.text)[0]
-    answer: Tensor = sd.unet(noisy.to(sd.dtype), batch.timesteps, text).sample
+    compute = sd.unet if unet is None else unet
+    answer: Tensor = compute(noisy.to(sd.dtype), batch.timesteps, text, return_dict=False)[0]
     wanted = target(sd.prediction_type, batch.latents, batch.noise, batch.abar)
     return (answer.float() - wanted).square().mean(dim=(1, 2, 3))
 
@@ -100,8 +140,12 @@ def train_step(
     parameters: Sequence[nn.Parameter],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    unet: Callable[..., Any] | None = None,
 ) -> Tensor:
     """Take one optimizer step on ``batch``, in forward passes of ``settings.batch`` pictures.
+
+    Args:
+        unet: as for ``errors``.
 
     Returns:
         (2,): the mean weighted loss, and the gradient's norm before clipping, still on the device. A step whose
@@ -111,7 +155,7 @@ def train_step(
     for part in batch.split(settings.batch):
         part = part.to(sd.device)
         weight = min_snr_weight(sd.prediction_type, part.abar, settings.min_snr_gamma)
-        part_loss = (weight * errors(sd, part)).sum() / len(batch)
+        part_loss = (weight * errors(sd, part, unet)).sum() / len(batch)
         torch.autograd.backward(scaler.scale(part_loss))
         loss += part_loss.detach()
     scaler.unscale_(optimizer)

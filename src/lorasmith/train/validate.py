@@ -17,6 +17,11 @@ _TIMESTEPS = 8  # of each picture; fewer where that makes more than _FORWARDS in
 _FORWARDS = 256
 
 
+def strata(count: int) -> int:
+    """Return at how many timesteps each of ``count`` held-out pictures is asked about."""
+    return max(1, min(_TIMESTEPS, _FORWARDS // max(1, count)))
+
+
 def validation_batch(latents: LatentSet, text: TextSet, alphas_cumprod: Tensor) -> Batch:
     """Return everything the validation loss is measured on.
 
@@ -24,15 +29,15 @@ def validation_batch(latents: LatentSet, text: TextSet, alphas_cumprod: Tensor) 
     at a place inside the part that differs from picture to picture.
     """
     count = len(latents.examples)
-    strata = max(1, min(_TIMESTEPS, _FORWARDS // count))
+    times_each = strata(count)
     parts = []
     for place, i in enumerate(sorted(range(count), key=lambda i: latents.examples[i].sha256)):
         example, mean, std = latents.examples[i], latents.mean[i, 0], latents.std[i, 0]
         generator = torch.Generator().manual_seed(seed_of("validation", example.sha256))
-        sampled, noise = torch.randn((2, strata, *mean.shape), generator=generator)
-        times = (torch.arange(strata) + (place + 0.5) / count) / strata
+        sampled, noise = torch.randn((2, times_each, *mean.shape), generator=generator)
+        times = (torch.arange(times_each) + (place + 0.5) / count) / times_each
         timesteps = (times * len(alphas_cumprod)).long()
-        embedding = text.table[text.rows([example.caption] * strata)]
+        embedding = text.table[text.rows([example.caption] * times_each)]
         parts.append((mean + std * sampled, noise, timesteps, alphas_cumprod[timesteps], embedding))
     return Batch(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 

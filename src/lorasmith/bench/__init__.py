@@ -1,0 +1,1 @@
+"""How fast lorasmith is on this machine, beside the usual scripts."""

@@ -1,0 +1,113 @@
+"""lorasmith's own way, on random data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lorasmith.bench.job import Job, Measured
+from lorasmith.bench.measure import Tell, clock, flops, matrix_rate, name_of, peak_mib, warm_up
+from lorasmith.dataset.read import Example
+from lorasmith.errors import RecipeError
+from lorasmith.generate.sample import Request, check_requests, sample
+from lorasmith.model.lora import Lora, LoraConfig, attach, detach, fuse, lora_state
+from lorasmith.model.stable_diffusion import StableDiffusion, load_base, pick_device, pick_dtype
+from lorasmith.recipe.schema import Recipe
+from lorasmith.train.encode import LatentSet, TextSet
+from lorasmith.train.trainer import Trainer
+
+PROMPT = "a photo of an axe with pink blossom patterns"
+_PICTURES = 16
+
+
+def train(job: Job, tell: Tell) -> Measured:
+    """Train as ``lorasmith train`` does: pictures and captions encoded before, of which random ones stand in here."""
+    sd, size = _load(job)
+    if size % sd.vae_factor:
+        raise RecipeError(f"{size} px is not a multiple of {sd.vae_factor}.", where="--size", fix="Choose another.")
+    count = flops(sd, job, size)
+    trainer = Trainer(sd, _recipe(job), _random_latents(sd, size), _texts(sd))
+    sd.vae.to("cpu")
+    sd.text_encoder.to("cpu")
+    total, begun = warm_up(job) + job.steps, clock(sd.device)
+    for done in range(total):
+        if done == warm_up(job):
+            begun = clock(sd.device)
+        trainer.advance()
+        tell(done + 1, total)
+    seconds = clock(sd.device) - begun
+    return _measured(sd, job.steps * job.batch, seconds, count)
+
+
+@torch.no_grad()
+def generate(job: Job, tell: Tell) -> Measured:
+    """Draw one batch as ``lorasmith generate`` does: together, with the LoRA in the weights."""
+    sd, size = _load(job)
+    requests = [Request(PROMPT, seed=seed, steps=job.steps, width=size, height=size) for seed in range(job.batch)]
+    check_requests(sd, requests)
+    count = flops(sd, job, size)
+    fuse(sd, random_lora(sd, job.rank))
+    list(sample(sd, [Request(PROMPT, steps=1, width=size, height=size)] * job.batch, batch=job.batch))
+    begun = clock(sd.device)
+    list(sample(sd, requests, batch=job.batch, on_step=tell))
+    return _measured(sd, job.batch, clock(sd.device) - begun, count)
+
+
+def load(job: Job, tell: Tell) -> Measured:
+    """Load the base as every command does, ``steps`` times over."""
+    device = pick_device(job.device)
+    dtype = pick_dtype(job.precision, device)
+    load_base(job.base, device=device, dtype=dtype)  # imports the libraries, and brings the files into memory
+    begun, size = clock(device), 0.0
+    for done in range(job.steps):
+        sd = load_base(job.base, device=device, dtype=dtype)
+        size += weights_gb(sd.unet, sd.vae, sd.text_encoder)
+        tell(done + 1, job.steps)
+    return _measured(sd, size, clock(device) - begun, 0.0)
+
+
+def random_lora(sd: StableDiffusion, rank: int) -> Lora:
+    """Return a LoRA on the UNet's attention that changes every weight a little; ``sd`` stays as it is."""
+    attach(sd, LoraConfig(rank=rank, alpha=float(rank)))
+    lora = lora_state(sd)
+    detach(sd)
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in lora.tensors.items():
+        if name.endswith("lora_B.weight"):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 1e-3)
+    return lora
+
+
+def weights_gb(*parts: torch.nn.Module) -> float:
+    """Return the 10**9 bytes of the parts' weights as they lie in memory."""
+    return sum(p.numel() * p.element_size() for part in parts for p in part.parameters()) / 1e9
+
+
+def _load(job: Job) -> tuple[StableDiffusion, int]:
+    device = pick_device(job.device)
+    sd = load_base(job.base, device=device, dtype=pick_dtype(job.precision, device))
+    return sd, job.size or sd.size
+
+
+def _recipe(job: Job) -> Recipe:
+    train = {"steps": warm_up(job) + job.steps, "batch": job.batch, "device": job.device, "precision": job.precision}
+    return Recipe.model_validate({"base": job.base, "lora": {"rank": job.rank}, "train": train})
+
+
+def _random_latents(sd: StableDiffusion, size: int) -> LatentSet:
+    examples = [Example(Path(f"{i}.png"), PROMPT, "axe", size, size, f"{i:064}") for i in range(_PICTURES)]
+    shape = (_PICTURES, 1, sd.latent_channels, size // sd.vae_factor, size // sd.vae_factor)
+    mean = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return LatentSet(tuple(examples), mean, torch.full(shape, 0.1))
+
+
+def _texts(sd: StableDiffusion) -> TextSet:
+    with torch.no_grad():
+        return TextSet(sd.encode_text(["", PROMPT]).cpu(), {"": 0, PROMPT: 1})
+
+
+def _measured(sd: StableDiffusion, done: float, seconds: float, count: float) -> Measured:
+    peak = peak_mib(sd.device)  # before the matrix product, which takes memory too
+    rate = matrix_rate(sd.device, sd.dtype) if count else 0.0
+    return Measured("lorasmith", str(sd.device), name_of(sd.dtype), done, seconds, count, rate, peak)
