@@ -180,7 +180,7 @@ def markdown(results: list[Measured], sizes: dict[str, float], seconds: float) -
     head = [
         f"# SD v1.5 at its true size, {date.today()}",
         "",
-        f"Random weights, UNet {UNET_PARAMETERS:,} parameters. {processor}, {torch.get_num_threads()} threads, "
+        f"Random weights, UNet {UNET_PARAMETERS:,} parameters. {processor}, {torch.get_num_threads()} thread(s), "
         f"{psutil.virtual_memory().total / 2**30:.0f} GiB, torch {torch.__version__}. Peak memory is the process's "
         f"resident memory, sampled every 50 ms. The whole took {seconds / 60:.0f} min.",
         "",
