@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from lorasmith.cli.main import run
@@ -295,6 +296,7 @@ def test_two_trainings_that_start_at_the_same_time_get_a_folder_each(
 ) -> None:
     folder_of(here / "axe")
     real, calls = Run.new_path, 0
+    other: list[FileLock] = []
 
     def late(parent: Path, name: str) -> Path:
         nonlocal calls
@@ -302,12 +304,14 @@ def test_two_trainings_that_start_at_the_same_time_get_a_folder_each(
         path = real(parent, name)
         if calls == 1:  # the other one takes the number between our look and our mkdir
             path.mkdir(parents=True)
-            (path / "run.lock").touch()
+            other.append(FileLock(path / "run.lock"))
+            other[0].acquire()
         return path
 
     monkeypatch.setattr(Run, "new_path", staticmethod(late))
     assert train("axe") == 0
     assert Path("runs/axe-002/lora.safetensors").is_file()
+    other[0].release()
 
 
 # The output

@@ -16,7 +16,11 @@ _VALUES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", Event.__subclasses__(), ids=lambda kind: kind.__name__)
+# Those that a run keeps; other stages have events of their own, which are written and not read back.
+KINDS = [kind for kind in Event.__subclasses__() if kind.__module__ == Event.__module__]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_events_come_back_equal(kind: type[Event]) -> None:
     event = kind(**{field.name: _VALUES[str(field.type)] for field in fields(kind)})
     assert from_json(json.loads(json.dumps(event.to_json()))) == event
