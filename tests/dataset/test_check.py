@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from draw import busy, item, write
+from draw import busy, item, two_items, write
 from PIL import Image
 
 from lorasmith.dataset.check import FINDINGS, PAGE, Found, Options, check, default_out
@@ -279,6 +279,19 @@ def test_a_second_run_reads_the_cache_and_finds_the_same(tmp_path: Path, monkeyp
     assert run(tmp_path / "out", folder, cache=cache) != first
     cache.write_bytes(b"no database" * 1000)
     assert "too-small" in codes(run(tmp_path / "out", folder, cache=cache))
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "axe", 14)
+    write(folder / "item.jpg", item(side=300))
+    write(folder / "two.png", two_items())
+    (folder / "bad.png").write_bytes(b"nothing")
+    results = []
+    for workers in (1, 2, 7):
+        out = tmp_path / "out"
+        events = list(check([folder], out, Options(SMALL, workers=workers)))
+        results.append((events, (out / FINDINGS).read_bytes(), (out / PAGE).read_bytes()))
+    assert results[0] == results[1] == results[2]
 
 
 def test_the_page_holds_what_it_says_and_escapes(tmp_path: Path) -> None:

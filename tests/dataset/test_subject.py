@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
-from lorasmith.dataset.subject import find_subject, subject_of
+from lorasmith.dataset.subject import find_subject, parts_of, subject_of
 from lorasmith.starter.renderer import render
 
 EASY = ("plain", "gradient", "sand", "sky", "wood", "grass")
@@ -23,6 +24,26 @@ def test_drawn_items_are_found() -> None:
         found.append(overlap(subject.mask, drawn.truth.mask > 127))
         assert subject.mask.shape == (192, 192)
     assert np.mean(found) > 0.85
+
+
+def test_the_fast_way_finds_them_too() -> None:
+    pairs = []
+    for seed in range(12):
+        drawn = render(7100 + seed, size=256)
+        fast, slow = find_subject(drawn.image, fast=True), find_subject(drawn.image)
+        truth = drawn.truth.mask > 127
+        assert fast.mask.shape == truth.shape
+        pairs.append((overlap(fast.mask, truth), overlap(slow.mask, truth)))
+    fast_mean, slow_mean = np.mean(pairs, axis=0)
+    assert fast_mean > slow_mean - 0.04
+
+
+def test_parts_are_those_of_the_usual_way() -> None:
+    mask = (np.random.default_rng(0).random((60, 80)) < 0.4).astype(np.uint8)
+    count, labels, stats = parts_of(mask)
+    usual, theirs, figures, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    assert count == usual == len(set(zip(labels.ravel().tolist(), theirs.ravel().tolist())))
+    assert sorted(stats.tolist()) == sorted(figures.tolist())
 
 
 def test_thin_items_are_not_worn_away() -> None:

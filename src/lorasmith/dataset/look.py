@@ -29,6 +29,7 @@ from lorasmith.files import sha256_file
 
 SIDE = 512  # pixels of the small copy's shorter side
 LONGEST = 4 * SIDE
+_NEARLY = 0.9  # of SIDE; a whole fraction of a picture that is no smaller is taken as it is, being the fastest
 _BAND = 1 << 22  # pixels that are converted at once
 _ROOM = 24_000_000  # pixels that are decoded at the same time, or one picture of any size
 
@@ -89,7 +90,7 @@ def look(path: Path) -> Look:
         mode, file_format, (width, height) = image.mode, str(image.format), image.size
         with _room(width * height):
             pages = int(getattr(image, "n_frames", 1)) if file_format == "TIFF" else 1
-            image.draft(None, _least_size(width, height))
+            image.draft(None, _scaled(_least_size(width, height), _NEARLY))
             image.load()
             orientation = orientation_of(image)
             small, transparent = _shrunk(image)
@@ -110,10 +111,15 @@ def _least_size(width: int, height: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
+def _scaled(size: tuple[int, int], share: float) -> tuple[int, int]:
+    return max(1, round(size[0] * share)), max(1, round(size[1] * share))
+
+
 def _shrunk(image: Image.Image) -> tuple[Image.Image, float | None]:
     """Return a loaded picture as small RGB, not turned yet, and the share of its pixels that are not opaque."""
     size = _least_size(*image.size)
-    factor = max(1, min(image.width // size[0], image.height // size[1]))
+    nearly = _scaled(size, _NEARLY)
+    factor = max(1, min(image.width // nearly[0], image.height // nearly[1]))
     if image.mode.startswith("I") or image.mode == "F":
         thin = image if factor == 1 else _thinned(image, factor)
         return Image.fromarray(grey8(thin)).convert("RGB").resize(size, Image.Resampling.BOX), None
@@ -123,15 +129,18 @@ def _shrunk(image: Image.Image) -> tuple[Image.Image, float | None]:
     rows = max(1, _BAND // image.width // factor) * factor
     seen_through = 0
     for top in range(0, image.height, rows):
-        band = image.crop((0, top, image.width, min(top + rows, image.height)))
-        band.info = image.info  # a transparent colour of the palette stands there
+        band = image
+        if rows < image.height:
+            band = image.crop((0, top, image.width, min(top + rows, image.height)))
+            band.info = image.info  # a transparent colour of the palette stands there
         band = band if band.mode == mode else band.convert(mode)
         if clear:
             seen_through += band.width * band.height - band.getchannel("A").histogram()[255]
         canvas.paste(band.reduce(factor) if factor > 1 else band, (0, top // factor))
     canvas.info = {key: value for key, value in image.info.items() if key == "icc_profile"}
     small = to_rgb(canvas)
-    small = small if small.size == size else small.resize(size, Image.Resampling.BOX)
+    if small.width > size[0] or small.height > size[1]:
+        small = small.resize(size, Image.Resampling.BOX)
     return small, seen_through / (image.width * image.height) if clear else None
 
 

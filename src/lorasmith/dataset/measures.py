@@ -6,6 +6,7 @@ All figures come from a copy whose shorter side is some 512 pixels; a megapixel 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -79,7 +80,7 @@ def measure(picture: Picture) -> Measures:
     return Measures(
         softness(luma),
         float(subject.mean()),
-        float((small.min(axis=2)[chosen] >= 253).mean()),
+        float((cv2.inRange(small, (253, 253, 253), (255, 255, 255))[chosen] > 0).mean()),
         float(np.searchsorted(np.cumsum(np.bincount(seen, minlength=256)), 0.98 * len(seen))),
         bars(picture),
         _is_plain(small),
@@ -125,11 +126,14 @@ def bars(picture: Picture) -> tuple[float, float, float, float]:
 
     A bar ends in a straight step over most of its length; a plain background around a subject is none.
     """
-    upright, lying = picture, np.ascontiguousarray(picture.transpose(1, 0, 2))
+    upright, lying = picture, picture.transpose(1, 0, 2)
     found = []
     for rows in (lying, upright, lying[::-1], upright[::-1]):
         half = rows[: max(2, len(rows) // 2), :: max(1, rows.shape[1] // _BAR_SAMPLES)]
         colour = np.median(half[0], axis=0)
+        if (_share_off(half[:2], colour, _BAR_FLAT) > _BAR_SPECKS).any():
+            found.append(0.0)
+            continue
         flat = _share_off(half, colour, _BAR_FLAT) <= _BAR_SPECKS
         depth = int(np.argmin(flat))  # 0 where all rows are flat, which is a plain picture and no bar
         # A resized bar ends in a row or two between the two colours, so the step is looked for a little further in.
@@ -143,8 +147,8 @@ def bars(picture: Picture) -> tuple[float, float, float, float]:
 def _share_off(rows: Picture, colour: _Float, levels: float) -> _Float:
     """Return for each row the share of its pixels that are more than some levels off a colour."""
     low, high = np.clip(colour - levels, 0, 255), np.clip(colour + levels, 0, 255)
-    off = (rows < np.ceil(low).astype(np.uint8)) | (rows > np.floor(high).astype(np.uint8))
-    return np.asarray((off[..., 0] | off[..., 1] | off[..., 2]).mean(axis=1), dtype=np.float32)
+    near = cv2.inRange(np.ascontiguousarray(rows), np.ceil(low), np.floor(high))
+    return np.asarray((near == 0).mean(axis=1), dtype=np.float32)
 
 
 def _ring(picture: Picture) -> npt.NDArray[np.bool_]:
@@ -157,8 +161,8 @@ def _ring(picture: Picture) -> npt.NDArray[np.bool_]:
 def _subject(picture: Picture) -> npt.NDArray[np.bool_]:
     """Return the mask of what is not plain background: of the border's commonest colour, and joined to the border."""
     common = _common_colour(picture)
-    near = np.abs(picture.astype(np.int16) - common).max(axis=2) <= _PLAIN
-    count, labels = cv2.connectedComponents(near.astype(np.uint8), connectivity=4)
+    near = cv2.inRange(picture, common - _PLAIN, common + _PLAIN)
+    count, labels = cv2.connectedComponents(near, connectivity=4)
     edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     reached = np.zeros(count, dtype=bool)
     reached[edge] = True
@@ -170,17 +174,23 @@ def _common_colour(picture: Picture) -> npt.NDArray[np.int16]:
     colours = picture[_ring(picture)]
     coarse = (colours >> 4).astype(np.int32) @ np.array([256, 16, 1])
     commonest = np.bincount(coarse, minlength=4096).argmax()
-    return np.asarray(np.median(colours[coarse == commonest], axis=0), dtype=np.int16)
+    return np.asarray(_middle(colours[coarse == commonest]), dtype=np.int16)
+
+
+def _middle(colours: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return the median colour; on contiguous channels several times as fast."""
+    return np.asarray(np.median(np.ascontiguousarray(colours.T), axis=1))
 
 
 def _is_plain(picture: Picture) -> bool:
     colours = picture[_ring(picture)].astype(np.int16)
-    off = np.abs(colours - np.median(colours, axis=0)).max(axis=1)
-    return bool((off <= 2 * _PLAIN).mean() >= 0.9)
+    near = np.abs(colours - _middle(colours)) <= 2 * _PLAIN
+    return bool((near[:, 0] & near[:, 1] & near[:, 2]).mean() >= 0.9)
 
 
 def _is_grey(picture: Picture) -> bool:
-    spread = picture.max(axis=2).astype(np.int16) - picture.min(axis=2)
+    red, green, blue = cv2.split(picture)
+    spread = cv2.subtract(cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue))
     return bool((spread > 6).mean() <= 0.01)
 
 

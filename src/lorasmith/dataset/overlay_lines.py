@@ -7,11 +7,14 @@ Candidates come from Hough's transform of thin ridges; each is then measured acr
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+
+from lorasmith.dataset.overlay_profile import HALF, median, peaks, promising, sampled, straight
 
 Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -19,14 +22,14 @@ _Float = npt.NDArray[np.float32]
 _Seed = tuple[_Float, _Float]
 
 _REACH = 4  # pixels from a line to its sides, so lines of up to 3 pixels are found
-_HALF = 8  # pixels to each side that a profile shows
 _CONTRAST = 9  # of 255, that a line differs from both sides
 _SHORTEST = 0.22  # of the longer side
 _COVERED = 0.86  # of a line's length that has to stand out
 _WIDEST = 6.5  # pixels; one of 3 pixels with soft edges measures up to 6
-_SEEDS = 40  # of each polarity that are measured
+_SEEDS = 80  # that are looked at
 _GRAIN = 3.0  # of 255, what a camera's noise and JPEG add
 _PURE, _IMPURE = 0.07, 0.12  # drawn lines lie below the one, shafts in photos above the other
+_ACROSS = np.ones((1, 3), np.uint8)
 _BESIDE = 9.0  # pixels from a line on which another one is one of its family
 
 
@@ -61,10 +64,16 @@ class Segment:
         return float(np.linalg.norm(self.end - self.start))
 
 
-def find_segments(small: Picture) -> list[tuple[Segment, float]]:
-    """Return thin straight lines in a picture of about 512 pixels, each with how sure it is that it is a stray."""
+def find_segments(small: Picture, least: float) -> list[tuple[Segment, float]]:
+    """Return thin straight lines in a picture of about 512 pixels, each with how sure it is that it is a stray.
+
+    Where none is as sure as ``least``, none is returned, and time is saved.
+    """
+    seeds = sorted(_seeds(small), key=lambda each: -float(np.linalg.norm(each[1] - each[0])))
+    if not _worth_following(small, seeds, least):
+        return []
     segments: list[Segment] = []
-    for seed in sorted(_seeds(small), key=lambda each: -float(np.linalg.norm(each[1] - each[0]))):
+    for seed in seeds:
         if not any(_within(seed, other) for other in segments) and (segment := _measured(small, *seed)):
             segments.append(segment)
     kept: list[Segment] = []
@@ -72,6 +81,19 @@ def find_segments(small: Picture) -> list[tuple[Segment, float]]:
         if not any(max(map(abs, _offsets(other, (segment.start, segment.end)))) < 5 for other in kept):
             kept.append(segment)
     return [(each, _confidence(each, segments, small.shape)) for each in kept if each.stray]
+
+
+def _worth_following(small: Picture, seeds: list[_Seed], least: float) -> bool:
+    """Return whether any seed alone, whatever runs beside it, is a sure stray line; few pictures have one."""
+    tried: list[Segment] = []
+    for seed in itertools.compress(seeds, promising(small, seeds)):
+        if any(_within(seed, other) for other in tried):
+            continue
+        if segment := _measured(small, *seed):
+            if segment.stray and _sureness_alone(segment, small.shape) >= least:
+                return True
+            tried.append(segment)
+    return False
 
 
 def ridges(picture: Picture, reach: int = _REACH) -> tuple[Picture, Picture]:
@@ -104,16 +126,15 @@ def _strongest(ridge: Picture) -> Picture:
 def _seeds(small: Picture) -> list[_Seed]:
     """Return segments that may be lines, as their two ends."""
     side = max(small.shape[:2])
-    seeds: list[_Seed] = []
-    for ridge in ridges(small):
-        level = max(_CONTRAST, int(np.percentile(ridge[::3, ::3], 94)))
-        found = cv2.HoughLinesP(
-            (ridge >= level).astype(np.uint8), 1, np.pi / 360, int(0.12 * side), None, 0.15 * side, 0.02 * side
-        )
-        if found is not None:
-            for x0, y0, x1, y1 in found.reshape(-1, 4)[:_SEEDS].astype(np.float32):
-                seeds.append((np.array([x0, y0], np.float32), np.array([x1, y1], np.float32)))
-    return seeds
+    ridge = cv2.max(*ridges(small))
+    level = max(_CONTRAST, int(np.percentile(ridge[::3, ::3], 94)))
+    crest = (ridge >= cv2.dilate(ridge, _ACROSS)) | (ridge >= cv2.dilate(ridge, _ACROSS.T))  # thinner, so faster
+    marks = ((ridge >= level) & crest).astype(np.uint8)
+    found = cv2.HoughLinesP(marks, 1, np.pi / 180, int(0.12 * side), None, 0.15 * side, 0.02 * side)
+    if found is None:
+        return []
+    ends = found.reshape(-1, 2, 2)[:_SEEDS].astype(np.float32)
+    return [(start, end) for start, end in ends]
 
 
 def _profile(small: Picture, start: _Float, end: _Float) -> tuple[_Float, _Float, _Float]:
@@ -122,9 +143,8 @@ def _profile(small: Picture, start: _Float, end: _Float) -> tuple[_Float, _Float
     length = float(np.linalg.norm(along))
     normal = np.array([-along[1], along[0]], np.float32) / max(length, 1e-6)
     points = start + np.linspace(0, 1, max(8, int(length)), dtype=np.float32)[:, None] * along
-    grid = points[:, None, :] + np.arange(-_HALF, _HALF + 1, dtype=np.float32)[None, :, None] * normal
-    colours = cv2.remap(small, grid[..., 0], grid[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return colours.astype(np.float32), points, normal
+    grid = points[:, None, :] + np.arange(-HALF, HALF + 1, dtype=np.float32)[None, :, None] * normal
+    return sampled(small, grid), points, normal
 
 
 def _measured(small: Picture, start: _Float, end: _Float) -> Segment | None:
@@ -140,7 +160,7 @@ def _measured(small: Picture, start: _Float, end: _Float) -> Segment | None:
         return None
     sides = (colours[:, 2:5].mean(1) + colours[:, 12:15].mean(1)) / 2
     contrast = colours[:, 7:10].mean(1) - sides
-    typical = np.median(contrast[inner], axis=0)
+    typical = median(contrast[inner], 0)
     strength = float(np.linalg.norm(typical))
     if strength < _CONTRAST / 2:
         return None
@@ -155,7 +175,7 @@ def _measured(small: Picture, start: _Float, end: _Float) -> Segment | None:
     spread = float(np.median(np.abs(agree[first:last][here] - strength))) / strength
     evenness = (1 - min(1.0, spread)) / (1 + unlike / strength)
     stray = wide <= _WIDEST and abs(_centre(part)) < 2 and _ends_freely(colours, sides, first, last, strength)
-    impurity = _impurity(part[:, _HALF], sides[first:last], strength)
+    impurity = _impurity(part[:, HALF], sides[first:last], strength)
     cover = float(here.mean())
     return Segment(points[first], points[last - 1], wide, strength, cover, evenness, typical, impurity, stray)
 
@@ -165,31 +185,29 @@ def _centred(small: Picture, start: _Float, end: _Float) -> _Seed:
     colours, _, normal = _profile(small, start, end)
     pieces = np.array_split(np.arange(len(colours)), max(2, len(colours) // 16))
     place = np.array([piece.mean() / (len(colours) - 1) for piece in pieces])
-    shift = np.array([_centre(colours[piece]) for piece in pieces])
-    for _ in range(3):
-        slope, base = np.polyfit(place, shift, 1)
-        off = np.abs(shift - (slope * place + base))
-        good = off <= max(1.0, 2.0 * float(np.median(off)))
-        if good.all() or good.sum() < 2:
-            break
-        place, shift = place[good], shift[good]
+    shift = _centres(colours, len(pieces))
+    slope, base = (float(each[0, 0]) for each in straight(place, shift[None]))
     return (start + normal * base).astype(np.float32), (end + normal * (base + slope)).astype(np.float32)
+
+
+def _centres(colours: _Float, count: int) -> _Float:
+    """Return where a line's centre lies in each of ``count`` pieces of its profile, cut as numpy.array_split cuts."""
+    size, more = divmod(len(colours), count)
+    cut = more * (size + 1)
+    parts = [colours[:cut].reshape(more, size + 1, *colours.shape[1:])] if more else []
+    parts.append(colours[cut:].reshape(count - more, size, *colours.shape[1:]))
+    return peaks(np.concatenate([median(part, 1) for part in parts]))
 
 
 def _centre(part: _Float) -> float:
     """Return how far a line lies from the middle of its profile, in parts of a pixel."""
-    middle = np.median(part, axis=0)
-    outside = (middle[1:4].mean(0) + middle[13:16].mean(0)) / 2
-    away = np.linalg.norm(middle[3:14] - outside, axis=1) + 1e-3 * (5 - np.abs(np.arange(-5, 6)))
-    peak = int(np.argmax(away[1:-1])) + 1
-    weights = np.maximum(away[peak - 1 : peak + 2] - 0.4 * away[peak], 1e-6)
-    return float(peak - 5 + (weights[2] - weights[0]) / weights.sum())
+    return float(peaks(median(part, 0)[None])[0])
 
 
 def _width(part: _Float, typical: _Float) -> float:
     """Return the width of a line at half its strength, in pixels."""
-    outside = np.median(np.concatenate([part[:, :4], part[:, 13:]], axis=1), axis=(0, 1))
-    across = (np.median(part, 0) - outside) @ typical / max(float(np.linalg.norm(typical)), 1e-6)
+    outside = median(np.concatenate([part[:, :4], part[:, 13:]], axis=1).reshape(-1, 3), 0)
+    across = (median(part, 0) - outside) @ typical / max(float(np.linalg.norm(typical)), 1e-6)
     return float((across[3:14] > across[6:11].max() / 2).sum())
 
 
@@ -306,10 +324,14 @@ def _has_family(segment: Segment, others: list[Segment]) -> bool:
 
 
 def _confidence(segment: Segment, others: list[Segment], shape: tuple[int, ...]) -> float:
+    alone = _sureness_alone(segment, shape)
+    return 0.0 if alone == 0 or _has_family(segment, others) else alone
+
+
+def _sureness_alone(segment: Segment, shape: tuple[int, ...]) -> float:
+    """Return how sure it is that a segment is a stray line if no like ones run beside it."""
     length = segment.length / max(shape[:2])
     if length < _SHORTEST or segment.coverage < _COVERED or segment.contrast < _CONTRAST:
-        return 0.0
-    if _has_family(segment, others):
         return 0.0
     clear = min(1.0, segment.contrast / 30) ** 0.3 * min(1.0, (segment.coverage - 0.6) / 0.35)
     pure = float(np.clip((_IMPURE - segment.impurity) / (_IMPURE - _PURE), 0, 1))

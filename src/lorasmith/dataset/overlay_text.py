@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorasmith.dataset.overlay_text_weights import MEANS, SPREADS, SURE, WEIGHTS
+from lorasmith.dataset.subject import parts_of
 
 Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -26,6 +27,7 @@ _LEVELS = (9, 18, 34)  # of 255, how much a piece stands out
 _PIECES = 300  # more than these and it is texture
 _PAIRS = 200
 _FEWEST = 4  # letters in a row
+_SMALLEST = 10  # pixels of a letter
 _ONE_SHAPE, _EQUAL_GAPS = 0.12, 0.2  # spread of log(width / height), and of the gaps as a share of their mean
 _GRAIN = 3.0  # of 255, what a camera's noise and JPEG add
 _PURE, _IMPURE = (0.25, 0.03), (0.4, 0.05)  # of the contrast: between the letters, and within one
@@ -38,20 +40,36 @@ FEATURES = (
 
 @dataclass(frozen=True)
 class _Pieces:
+    """Pieces that stand out at one level; what only rows are judged by is measured of their members alone."""
+
     labels: npt.NDArray[np.int32]
     index: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.int32]
+    area: npt.NDArray[np.int32]
     centre: _Float
     size: _Float
     aspect: _Float
     contrast: _Float
-    stroke: _Float
-    solidity: _Float
-    hulls: tuple[_Float, ...]
-    colour: _Float
     stands: Picture
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def own(self, member: int) -> tuple[tuple[slice, slice], Mask]:
+        """Return the part of the picture that a piece's box takes, and where in it the piece is."""
+        left, top, wide, tall = self.boxes[member].tolist()
+        part = np.s_[top : top + tall, left : left + wide]
+        return part, self.labels[part] == self.index[member]
+
+
+@dataclass(frozen=True)
+class _Letters:
+    """What is measured of the pieces of a row."""
+
+    stroke: _Float
+    solidity: _Float
+    hulls: tuple[_Float, ...]
+    colour: _Float
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,7 @@ class Row:
     pieces: _Pieces
     members: npt.NDArray[np.int64]
     features: tuple[float, ...]
+    hulls: tuple[_Float, ...]
 
     @property
     def mask(self) -> Mask:
@@ -71,7 +90,7 @@ class Row:
     def letters(self) -> Mask:
         """bool (height, width), true on the pieces with their soft edges and on lesser ones between them."""
         stands = self.pieces.stands
-        hull = cv2.convexHull(np.concatenate([self.pieces.hulls[m] for m in self.members]).astype(np.int32))
+        hull = cv2.convexHull(np.concatenate(self.hulls).astype(np.int32))
         area = np.zeros(stands.shape, np.uint8)
         cv2.fillPoly(area, [hull.reshape(-1, 1, 2)], 1)
         area = cv2.dilate(area, np.ones((9, 9), np.uint8))
@@ -88,45 +107,58 @@ def find_rows(small: Picture) -> list[Row]:
     for operation in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT):
         stands = cv2.morphologyEx(gray, operation, kernel)
         for level in _LEVELS:
-            pieces = _pieces(small, stands, level)
-            if len(pieces) >= _FEWEST:
-                rows += _rows(pieces, level)
+            pieces = _pieces(stands, level)
+            if pieces is not None:
+                rows += _rows(small, pieces, level)
     return rows
 
 
-def _pieces(small: Picture, stands: Picture, level: int) -> _Pieces:
-    count, labels, stats, _ = cv2.connectedComponentsWithStats((stands >= level).astype(np.uint8), connectivity=8)
+def _pieces(stands: Picture, level: int) -> _Pieces | None:
+    """Return the pieces of the size of letters; None if they are too few for a row, or so many that it is texture."""
+    marks = (stands >= level).astype(np.uint8)
+    if cv2.countNonZero(marks) < _FEWEST * _SMALLEST:
+        return None
+    count, labels, stats = parts_of(marks)
     left, top, wide, tall, area = (stats[:, i] for i in range(5))
     height, width = stands.shape
     large = np.maximum(wide, tall)
-    fits = (large >= 5) & (large <= 0.2 * max(height, width)) & (area >= 10)
+    fits = (large >= 5) & (large <= 0.2 * max(height, width)) & (area >= _SMALLEST)
     fits &= (left > 0) & (top > 0) & (left + wide < width) & (top + tall < height)
     fits[0] = False
     index = np.flatnonzero(fits)
-    if len(index) > _PIECES:
-        index = index[:0]
-    strength = np.bincount(labels.ravel(), stands.ravel().astype(np.float64), minlength=count)[index] / area[index]
-    distance = cv2.distanceTransform((stands >= level).astype(np.uint8), cv2.DIST_L2, 3)
-    stroke, solid = np.zeros(len(index), np.float32), np.zeros(len(index), np.float32)
-    hulls: list[_Float] = []
-    colours = np.zeros((len(index), 3), np.float32)
-    for k, i in enumerate(index):
-        part = np.s_[top[i] : top[i] + tall[i], left[i] : left[i] + wide[i]]
-        own = labels[part] == i
-        stroke[k] = 2 * area[i] * 1.0 / max(1.0, float((own & (distance[part] <= 1.5)).sum()))
-        points = np.argwhere(own)[:, ::-1].astype(np.int32)
-        hull = cv2.convexHull(points).reshape(-1, 2)
-        solid[k] = area[i] / max(1.0, cv2.contourArea(hull) + 1)
-        hulls.append((hull + np.array([left[i], top[i]])).astype(np.float32))
-        colours[k] = small[part][own].mean(0)
+    if not _FEWEST <= len(index) <= _PIECES:
+        return None
+    standing = marks.astype(bool)
+    strength = np.bincount(labels[standing], stands[standing], minlength=count)[index] / area[index]
     size = np.hypot(wide, tall)[index].astype(np.float32)
     aspect = np.log(wide / tall)[index].astype(np.float32)
     centre = np.stack([left + wide / 2, top + tall / 2], 1)[index].astype(np.float32)
-    return _Pieces(labels, index, centre, size, aspect, strength.astype(np.float32), stroke, np.minimum(solid, 1.5),
-                   tuple(hulls), colours, stands)  # fmt: skip
+    contrast = strength.astype(np.float32)
+    return _Pieces(labels, index, stats[index, :4], area[index], centre, size, aspect, contrast, stands)
 
 
-def _rows(pieces: _Pieces, level: int) -> list[Row]:
+def _letters(small: Picture, pieces: _Pieces, members: npt.NDArray[np.int64], distance: _Float) -> _Letters:
+    """Measure the pieces of a row.
+
+    Args:
+        distance: how far each pixel of a piece lies from what is no piece, float32 (height, width).
+    """
+    count = len(members)
+    stroke, solid = np.zeros(count, np.float32), np.zeros(count, np.float32)
+    hulls: list[_Float] = []
+    colours = np.zeros((count, 3), np.float32)
+    for k, member in enumerate(members.tolist()):
+        part, own = pieces.own(member)
+        area = float(pieces.area[member])
+        stroke[k] = 2 * area / max(1.0, float((own & (distance[part] <= 1.5)).sum()))
+        hull = cv2.convexHull(np.argwhere(own)[:, ::-1].astype(np.int32)).reshape(-1, 2)
+        solid[k] = area / max(1.0, cv2.contourArea(hull) + 1)
+        hulls.append((hull + pieces.boxes[member, :2]).astype(np.float32))
+        colours[k] = small[part][own].mean(0)
+    return _Letters(stroke, np.minimum(solid, 1.5), tuple(hulls), colours)
+
+
+def _rows(small: Picture, pieces: _Pieces, level: int) -> list[Row]:
     """Join pieces into rows, the longest first; each piece is in one row at most."""
     difference = pieces.centre[:, None] - pieces.centre[None]
     distance = np.hypot(difference[..., 0], difference[..., 1])
@@ -135,6 +167,8 @@ def _rows(pieces: _Pieces, level: int) -> list[Row]:
     near = (distance < 1.3 * larger) & (smaller > 0.45 * larger) & (distance > 0)
     first, second = np.nonzero(np.triu(near))
     order = np.argsort(distance[first, second] / larger[first, second], kind="stable")[:_PAIRS]
+    contrasts = np.sort(np.stack([pieces.contrast[first[order]], pieces.contrast[second[order]]]), axis=0)
+    order = order[contrasts[1] < 2.34 * contrasts[0]]  # _row refuses the others
     found: list[npt.NDArray[np.int64]] = []
     together: set[tuple[int, int]] = set()
     for i, j in zip(first[order].tolist(), second[order].tolist()):
@@ -151,8 +185,11 @@ def _rows(pieces: _Pieces, level: int) -> list[Row]:
             continue
         used[members] = True
         rows.append(members)
+    if not rows:
+        return []
     share = float(used.sum() / len(pieces))
-    return [_judged(pieces, members, share, level) for members in rows]
+    distance = np.asarray(cv2.distanceTransform((pieces.stands >= level).astype(np.uint8), cv2.DIST_L2, 3))
+    return [_judged(pieces, members, _letters(small, pieces, members, distance), share, level) for members in rows]
 
 
 def _row(pieces: _Pieces, i: int, j: int) -> npt.NDArray[np.int64]:
@@ -181,7 +218,7 @@ def _row(pieces: _Pieces, i: int, j: int) -> npt.NDArray[np.int64]:
     return np.asarray(index[begin : end + 1])
 
 
-def _judged(pieces: _Pieces, members: npt.NDArray[np.int64], share: float, level: int) -> Row:
+def _judged(pieces: _Pieces, members: npt.NDArray[np.int64], letters: _Letters, share: float, level: int) -> Row:
     centre, size = pieces.centre[members], pieces.size[members]
     typical = float(np.median(size))
     middle = centre - centre.mean(0)
@@ -193,23 +230,23 @@ def _judged(pieces: _Pieces, members: npt.NDArray[np.int64], share: float, level
     def spread(values: _Float) -> float:
         return float(values.std() / max(float(values.mean()), 1e-6))
 
-    ends = np.array([((h - centre.mean(0)) @ axes[1]).min() for h in (pieces.hulls[m] for m in members)])
-    tops = np.array([((h - centre.mean(0)) @ axes[1]).max() for h in (pieces.hulls[m] for m in members)])
+    ends = np.array([((h - centre.mean(0)) @ axes[1]).min() for h in letters.hulls])
+    tops = np.array([((h - centre.mean(0)) @ axes[1]).max() for h in letters.hulls])
     low, high = sorted(float(np.median(np.abs(e - np.median(e)))) / typical for e in (ends, tops))
-    ground = _ground(pieces, members) / max(float(pieces.contrast[members].mean()), 1.0)
+    ground = _ground(pieces, members, letters.hulls) / max(float(pieces.contrast[members].mean()), 1.0)
     features = (
         float(np.log(len(members))), offset, spread(gaps), spread(pieces.contrast[members]),
-        float(pieces.solidity[members].mean()), share, float(np.median(pieces.stroke[members])) / typical,
-        spread(pieces.stroke[members]), float(pieces.aspect[members].std()), spread(size),
+        float(letters.solidity.mean()), share, float(np.median(letters.stroke)) / typical,
+        spread(letters.stroke), float(pieces.aspect[members].std()), spread(size),
         float(np.log(level)), low, high, ground,
-        float(pieces.colour[members].std(0).mean()),
+        float(letters.colour.std(0).mean()),
     )  # fmt: skip
-    return Row(pieces, members, features)
+    return Row(pieces, members, features, letters.hulls)
 
 
-def _ground(pieces: _Pieces, members: npt.NDArray[np.int64]) -> float:
+def _ground(pieces: _Pieces, members: npt.NDArray[np.int64], outlines: tuple[_Float, ...]) -> float:
     """Return how much the gaps between the pieces of a row stand out by themselves; little for text."""
-    hulls = np.concatenate([pieces.hulls[m] for m in members]).astype(np.int32)
+    hulls = np.concatenate(outlines).astype(np.int32)
     left, top = hulls.min(0)
     right, bottom = hulls.max(0) + 1
     part = np.s_[top:bottom, left:right]
@@ -240,7 +277,8 @@ def purity(small: Picture, row: Row) -> float:
     Letters that were laid over a picture are c = (1 - a) ground + a colour with the same a and colour everywhere, and
     even in themselves; windings of a grip have their own light and shade. See ``overlay_lines`` for the same of lines.
     """
-    pairs = [pair for member in row.members if (pair := _ink_and_ground(small, row.pieces, int(member)))]
+    letters = zip(row.members.tolist(), row.hulls)
+    pairs = [pair for each, hull in letters if (pair := _ink_and_ground(small, row.pieces, each, hull))]
     if len(pairs) < _FEWEST - 1:
         return 0.0
     ink, ground = np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs])
@@ -256,11 +294,11 @@ def purity(small: Picture, row: Row) -> float:
     return float(np.prod(np.clip(pure, 0, 1)))
 
 
-def _ink_and_ground(small: Picture, pieces: _Pieces, member: int) -> tuple[_Float, _Float, float] | None:
+def _ink_and_ground(small: Picture, pieces: _Pieces, member: int, hull: _Float) -> tuple[_Float, _Float, float] | None:
     """Return a piece's colour, that of what is round it, both float32 (3,), and how uneven the piece is."""
     height, width = pieces.stands.shape
-    left, top = np.maximum(pieces.hulls[member].min(0).astype(int) - 5, 0)
-    right, bottom = np.minimum(pieces.hulls[member].max(0).astype(int) + 6, (width, height))
+    left, top = np.maximum(hull.min(0).astype(int) - 5, 0)
+    right, bottom = np.minimum(hull.max(0).astype(int) + 6, (width, height))
     part = np.s_[top:bottom, left:right]
     own, stands = pieces.labels[part] == pieces.index[member], pieces.stands[part]
     core = own & (stands >= 0.8 * np.percentile(stands[own], 90))

@@ -55,19 +55,20 @@ class TextRegion:
     letters: int
 
 
-def find_lines(picture: Picture) -> list[Line]:
+def find_lines(picture: Picture, least: float = _LEAST) -> list[Line]:
     """Find thin straight stray lines, the surest first.
 
     Args:
         picture: uint8 RGB (height, width, 3).
+        least: the confidence below which a line is not told; the more, the faster.
     """
-    small, scale = _reduced(picture)
+    small, scale = reduced(picture)
     if min(small.shape[:2]) < _SMALLEST:
         return []
     height, width = picture.shape[:2]
     found = []
-    for segment, confidence in overlay_lines.find_segments(small):
-        if confidence < _LEAST:
+    for segment, confidence in overlay_lines.find_segments(small, least):
+        if confidence < least:
             continue
         start, end = segment.start / scale, segment.end / scale
         canvas = np.zeros((height, width), dtype=np.uint8)
@@ -80,13 +81,14 @@ def find_lines(picture: Picture) -> list[Line]:
     return sorted(found, key=lambda line: -line.confidence)
 
 
-def find_text(picture: Picture) -> list[TextRegion]:
+def find_text(picture: Picture, least: float = _LEAST) -> list[TextRegion]:
     """Find overlaid text, the surest first.
 
     Args:
         picture: uint8 RGB (height, width, 3).
+        least: the confidence below which text is not told; the more, the faster.
     """
-    small, scale = _reduced(picture)
+    small, scale = reduced(picture)
     if min(small.shape[:2]) < _SMALLEST:
         return []
     height, width = picture.shape[:2]
@@ -94,10 +96,10 @@ def find_text(picture: Picture) -> list[TextRegion]:
     found: list[TextRegion] = []
     taken = np.zeros(small.shape[:2], dtype=bool)
     for confidence, row in sorted(judged, key=lambda each: -each[0]):
-        if confidence < _LEAST:
+        if confidence < least:
             break
         confidence *= overlay_text.purity(small, row)
-        if confidence < _LEAST or (row.mask & taken).any():  # or another level's view of the same letters
+        if confidence < least or (row.mask & taken).any():  # or another level's view of the same letters
             continue
         mask = row.letters
         taken |= mask
@@ -115,7 +117,8 @@ def box_of(mask: Mask) -> Box:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _reduced(picture: Picture) -> tuple[Picture, float]:
+def reduced(picture: Picture) -> tuple[Picture, float]:
+    """Return a picture at the size that lines and text are looked for at, and how many times smaller that is."""
     height, width = picture.shape[:2]
     scale = min(1.0, _SIDE / max(height, width))
     if scale == 1:

@@ -10,18 +10,20 @@ from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from lorasmith.dataset import measures as measuring
 from lorasmith.dataset.look import look
 from lorasmith.dataset.measures import Measures, measure
-from lorasmith.dataset.overlays import Line, find_lines, find_text
+from lorasmith.dataset.overlays import Line, find_lines, find_text, reduced
 from lorasmith.dataset.picture import Picture, PictureInfo
-from lorasmith.dataset.subject import Mask, Subject, find_subject
+from lorasmith.dataset.subject import Mask, Subject, find_subject, parts_of
 
-VERSION = (5, measuring.VERSION)  # of what is kept; anything of another version is made again
+VERSION = (6, measuring.VERSION)  # of what is kept; anything of another version is made again
 _THUMBNAIL = 160  # pixels of the longer side
 _PART = 0.4  # of the largest part's area, from which on another part of the subject is a thing of its own
+_LIKELY = 0.5  # of sureness, below which lines and text are not worth keeping
 _SOMEWHERE = 0.5  # of sureness, that the mask is about where the subject is
 _THICK = 0.04  # of the shorter side; thinner parts of a subject may look like lines
 _PROPORTION = 1.6  # times that its length and its width may differ from the largest part's
@@ -90,8 +92,9 @@ def see(path: Path) -> Seen:
     """
     seen = look(path)
     picture = seen.picture
-    height, width = picture.shape[:2]
-    subject = find_subject(picture)
+    small, _ = reduced(picture)
+    height, width = small.shape[:2]
+    subject = find_subject(small, fast=True)
 
     def spot(found: Any) -> Spot:
         left, top, right, bottom = found.box
@@ -103,14 +106,14 @@ def see(path: Path) -> Seen:
         seen.bits,
         seen.transparent,
         seen.profile,
-        min(width, height),
+        min(picture.shape[:2]),
         measure(picture),
         spot(subject),
         _things(subject),
         _touching(subject),
-        tuple(spot(text) for text in find_text(picture) if not _on_subject(text.mask, subject)),
-        tuple(spot(line) for line in find_lines(picture) if not _belongs(line, subject)),
-        thumbnail(picture),
+        tuple(spot(text) for text in find_text(small, _LIKELY) if not _on_subject(text.mask, subject)),
+        tuple(spot(line) for line in find_lines(small, _LIKELY) if not _belongs(line, subject)),
+        thumbnail(small),
     )
 
 
@@ -150,18 +153,24 @@ def _things(subject: Subject) -> int:
 
     A hammer whose head and handle come apart in the mask is one thing; two hammers side by side are two.
     """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(subject.mask.astype(np.uint8), connectivity=8)
+    count, labels, stats = parts_of(subject.mask.astype(np.uint8))
     if count < 2:
         return 0
     areas = stats[1:count, cv2.CC_STAT_AREA]
     candidates = np.flatnonzero(areas >= _PART * areas.max()) + 1
-    boxes = [sorted(cv2.minAreaRect(np.argwhere(labels == i).astype(np.float32))[1]) for i in candidates]
+    boxes = [sorted(cv2.minAreaRect(_outline(labels == i))[1]) for i in candidates]
     short, long = boxes[int(areas[candidates - 1].argmax())]
     return sum(
         1 / _PROPORTION <= (one[0] + 1) / (short + 1) <= _PROPORTION
         and 1 / _PROPORTION <= (one[1] + 1) / (long + 1) <= _PROPORTION
         for one in boxes
     )
+
+
+def _outline(part: Mask) -> npt.NDArray[np.int32]:
+    """Return the points along the outer edge of a connected part, int32 (n, 1, 2)."""
+    contours, _ = cv2.findContours(part.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return np.asarray(contours[0], dtype=np.int32)
 
 
 def _on_subject(mask: Mask, subject: Subject) -> bool:
