@@ -159,6 +159,9 @@ class Run:
         Raises:
             OutputError: the log cannot be written.
         """
+        if self._events is not None:  # its file is replaced
+            self._events.close()
+            self._events = None
         kept = rewind_log(self.path, step)
         self._open_log()
         return kept

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -75,11 +75,15 @@ def complete_checkpoints(run: Path) -> list[Path]:
     return [path for path in _candidates(run) if _is_complete(path)]
 
 
-def newest_valid(run: Path) -> tuple[Path | None, list[PassedOver]]:
-    """Return a run folder's newest checkpoint without a fault, and the newer ones that have one."""
+def newest_valid(run: Path, fault_of: Callable[[Path], str | None] = fault) -> tuple[Path | None, list[PassedOver]]:
+    """Return a run folder's newest checkpoint without a fault, and the newer ones that have one.
+
+    Args:
+        fault_of: says what is wrong with a checkpoint, or None.
+    """
     passed: list[PassedOver] = []
     for path in reversed(_candidates(run)):
-        reason = fault(path)
+        reason = fault_of(path)
         if reason is None:
             return path, passed
         passed.append(PassedOver(path, reason))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lorasmith.errors import RecipeError
 from lorasmith.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from lorasmith.run import Run
+    from lorasmith.train.ranks import Ranks
 
 _SOURCE = "RECIPE.toml | FOLDER..."
 
@@ -58,31 +65,64 @@ def command(
     if resume is None and not source:
         raise click.UsageError(f"Missing argument '{_SOURCE}'.")
 
-    from lorasmith.cli.screen import say, show
+    from lorasmith.train.together import together
+
+    with together() as ranks:
+        begun, hint = None, ""
+        if ranks.first:
+            begun, hint = _begin(source, base, preset, overrides, resume, out, yes, not as_json and ranks.alone)
+        try:
+            _train(begun, ranks, hint, allow_changes, as_json)
+        except BaseException:
+            if begun:
+                begun[0].discard_if_empty()
+            raise
+
+
+def _begin(
+    source: tuple[Path, ...],
+    base: str | None,
+    preset: str,
+    overrides: tuple[str, ...],
+    resume: Path | None,
+    out: Path | None,
+    yes: bool,
+    may_ask: bool,
+) -> tuple[tuple[Run, Recipe], str]:
+    """Return the run, new or taken up, with the recipe to train, and a hint or ""."""
     from lorasmith.cli.take_up import begin_or_go_on
     from lorasmith.run import Run
     from lorasmith.run_record import is_run
 
-    if resume is not None:
-        own = (resume / "recipe.toml",) if is_run(resume) else ()
-        recipe = _recipe(source or own, base, preset, overrides) if source or own else None
-        run, hint = Run.open(resume), ""
-        recipe = recipe or run.recipe
-    else:
+    if resume is None:
         recipe = _recipe(source, base, preset, overrides)
-        run, hint = begin_or_go_on(recipe, out, yes=yes, may_ask=not as_json)
-    try:
-        with run:
-            if not as_json:
-                say(_summary(recipe, run.path))
-                if hint:
-                    say(hint)
-            from lorasmith.train.loop import train
+        run, hint = begin_or_go_on(recipe, out, yes=yes, may_ask=may_ask)
+        return (run, recipe), hint
+    own = (resume / "recipe.toml",) if is_run(resume) else ()
+    changed = _recipe(source or own, base, preset, overrides) if source or own else None
+    run = Run.open(resume)
+    return (run, changed or run.recipe), ""
 
-            show(train(recipe, run, allow_changes=allow_changes), as_json=as_json)
-    except BaseException:
-        run.discard_if_empty()
-        raise
+
+def _train(begun: tuple[Run, Recipe] | None, ranks: Ranks, hint: str, allow_changes: bool, as_json: bool) -> None:
+    from lorasmith.cli.screen import say, show
+
+    with begun[0] if begun else nullcontext():
+        if begun and not as_json:
+            say(_summary(begun[1], begun[0].path))
+            if hint:
+                say(hint)
+            if not ranks.alone:
+                say(f"{ranks.world} processes share the work.")
+        from lorasmith.train.followed import share_run
+        from lorasmith.train.loop import train
+
+        run, recipe = share_run(ranks, *(begun or (None, None)))
+        events = train(recipe, run, allow_changes=allow_changes, ranks=ranks)
+        if ranks.first:
+            show(events, as_json=as_json)
+        else:
+            deque(events, maxlen=0)  # it has none to show
 
 
 def _recipe(source: tuple[Path, ...], base: str | None, preset: str, overrides: tuple[str, ...]) -> Recipe:

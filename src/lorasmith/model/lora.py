@@ -168,6 +168,11 @@ def attach(sd: StableDiffusion, config: LoraConfig, seed: int = 0) -> list[nn.Pa
         )
         with torch.random.fork_rng(devices=[]):  # peft draws numbers for weights that are replaced below
             peft.inject_adapter_in_model(settings, getattr(sd, part), adapter_name=_ADAPTER)
+    return reset_lora(sd, seed)
+
+
+def reset_lora(sd: StableDiffusion, seed: int) -> list[nn.Parameter]:
+    """Give the attached LoRA the weights that ``attach`` gave it with that seed, and return them."""
     generator = torch.Generator().manual_seed(seed)
     parameters = []
     for _, layer in _layers(sd):

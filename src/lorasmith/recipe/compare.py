@@ -8,8 +8,14 @@ from typing import Any
 from lorasmith.recipe.load import known_keys
 from lorasmith.recipe.schema import Recipe
 
-# Keys that change nothing in what is learned.
-_FREE = ("train.keep_last", "train.keep_every", "train.ignore_memory_forecast")
+# Keys that change nothing in what is learned, as long as all goes well.
+_FREE = (
+    "train.keep_last",
+    "train.keep_every",
+    "train.ignore_memory_forecast",
+    "train.rollback_after",
+    "train.rollbacks",
+)
 
 
 def recipe_changes(before: Recipe, after: Recipe) -> list[str]:

@@ -172,6 +172,16 @@ class TrainSection(Section):
     keep_every: Integer | None = Field(
         default=None, ge=1, le=1_000_000, description="Also keep the checkpoints at multiples of this many steps."
     )
+    rollback_after: Integer = Field(
+        default=5,
+        ge=1,
+        le=1000,
+        description="Steps in a row with a loss or gradient that is not finite, each skipped, after which the training "
+        "goes back to the last good checkpoint with half the learning rate.",
+    )
+    rollbacks: Integer = Field(
+        default=3, ge=0, le=20, description="How often it goes back so; then it stops with a diagnosis."
+    )
     log_every: Integer = Field(default=10, ge=1, le=100_000, description="Steps between two lines of figures.")
     device: str = Field(
         default="auto", min_length=1, description='Where to compute: "auto", "cpu", "cuda", "cuda:1" or "mps".'

@@ -67,10 +67,23 @@ def read_checkpoint(folder: Path) -> tuple[Lora, dict[int, dict[str, torch.Tenso
                 _, number, name = key.split(".")
                 moments.setdefault(int(number), {})[name] = file.get_tensor(key)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            "The checkpoint's state cannot be read.", where=str(path), fix="Go on from the checkpoint before it."
-        ) from error
+        raise _unreadable(path) from error
     return read_lora(folder / LORA_FILE), moments, state
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return the JSON values of a checkpoint alone, without its tensors.
+
+    Raises:
+        RunError: they cannot be read.
+    """
+    path = folder / STATE_FILE
+    try:
+        with safe_open(path, framework="pt") as file:
+            state: dict[str, Any] = json.loads(file.metadata()["state"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise _unreadable(path) from error
+    return state
 
 
 def write_lora(lora: Lora, path: Path, write: Callable[..., None], metadata: dict[str, str]) -> Path:
@@ -94,6 +107,12 @@ def write_lora(lora: Lora, path: Path, write: Callable[..., None], metadata: dic
             fix="Check the disk. The last checkpoint holds the same weights.",
         )
     return path
+
+
+def _unreadable(path: Path) -> RunError:
+    return RunError(
+        "The checkpoint's state cannot be read.", where=str(path), fix="Go on from the checkpoint before it."
+    )
 
 
 def require_finite(lora: Lora) -> None:

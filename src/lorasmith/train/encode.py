@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import safetensors.torch
@@ -30,9 +31,11 @@ from lorasmith.dataset.read import Example
 from lorasmith.errors import DataError, OutputError
 from lorasmith.events import Event, Progress, Warned
 from lorasmith.model.stable_diffusion import StableDiffusion
+from lorasmith.train.ranks import ALONE, Ranks
 
 _FORMAT = 2  # of the cache; a change in what is stored, or in how pictures are cut, needs the next number
 _DIGEST = hashlib.sha256().digest_size
+_T = TypeVar("_T")
 _PIXELS_AT_ONCE = 2**18  # bounds the VAE's memory; fixed, so that latents do not depend on the machine
 
 
@@ -106,12 +109,15 @@ def encode_pictures(
     views: Callable[[Example], Sequence[View]],
     cache: Cache,
     stage: str = "encoding",
+    ranks: Ranks = ALONE,
 ) -> Generator[Event, None, LatentSet]:
     """Encode the pictures that are not in ``cache`` yet and return all of them, in their order.
 
     Args:
         size: side of the square the pictures are fitted to, in pixels.
         views: the crops of a picture, equally many for each.
+        ranks: the processes that share the work: all that see the same cache, so on machines without a common disk
+            those of each machine. What another should have encoded and the cache still lacks, each encodes by itself.
 
     A picture that cannot be decoded or encoded is warned about and left out.
     """
@@ -120,16 +126,25 @@ def encode_pictures(
     stored = {key: found for key in keys if (found := cache.get(key))}
     missing = [(key, e) for key, e in dict(zip(keys, examples, strict=True)).items() if key not in stored]
     store = _Store(cache)
-    if missing:
-        yield Progress(stage, 0, len(missing))
-    pixels = _ahead(lambda item: _read(item[1], size, views(item[1])), missing)
-    for done, ((key, example), future) in enumerate(pixels, start=1):
-        try:
-            stored[key] = _encode(sd, future.result(), example)
-            yield from store.put(key, stored[key])
-        except DataError as error:
-            yield Warned(f"Left out: {error}")
-        yield Progress(stage, done, len(missing))
+
+    def encode(items: Sequence[tuple[str, Example]], left_out: Callable[[str], Iterator[Event]]) -> Iterator[Event]:
+        if items:
+            yield Progress(stage, 0, len(items))
+        pixels = _ahead(lambda item: _read(item[1], size, views(item[1])), items)
+        for done, ((key, example), future) in enumerate(pixels, start=1):
+            try:
+                stored[key] = _encode(sd, future.result(), example)
+                yield from store.put(key, stored[key])
+            except DataError as error:
+                yield from left_out(f"Left out: {error}")
+            yield Progress(stage, done, len(items))
+
+    if not ranks.alone:  # what fails is tried again below by all, so that the first can tell of it
+        yield from encode(_own(missing, ranks, cache), lambda _: iter(()))
+        ranks.barrier()
+        stored |= {key: found for key, _ in missing if key not in stored and (found := cache.get(key))}
+        missing = [(key, e) for key, e in missing if key not in stored]
+    yield from encode(missing, lambda text: iter((Warned(text),)))
     kept = [(key, e) for key, e in zip(keys, examples, strict=True) if key in stored]
     edge = size // sd.vae_factor
     nothing = torch.empty(0, 1, sd.latent_channels, edge, edge)
@@ -137,21 +152,35 @@ def encode_pictures(
     return LatentSet(tuple(e for _, e in kept), mean, std)
 
 
-def encode_captions(sd: StableDiffusion, captions: Iterable[str], cache: Cache) -> Generator[Event, None, TextSet]:
-    """Encode the distinct captions, and the empty one, that are not in ``cache`` yet; return all."""
+def encode_captions(
+    sd: StableDiffusion, captions: Iterable[str], cache: Cache, ranks: Ranks = ALONE
+) -> Generator[Event, None, TextSet]:
+    """Encode the distinct captions, and the empty one, that are not in ``cache`` yet; return all.
+
+    Args:
+        ranks: the processes that share the work, as for ``encode_pictures``.
+    """
     distinct = ["", *sorted(set(captions) - {""})]
     encoder = [sd.sha256, str(sd.dtype), sd.device.type]
     store = _Store(cache)
-    rows = []
-    for caption in distinct:
-        key = _key("caption", caption, *encoder)
-        found = cache.get(key)
-        if found is None:
+    keys = {caption: _key("caption", caption, *encoder) for caption in distinct}
+    stored = {caption: found for caption, key in keys.items() if (found := cache.get(key))}
+
+    def encode(those: Sequence[str]) -> Iterator[Event]:
+        for caption in those:
             with torch.no_grad():
-                found = {"embedding": sd.encode_text([caption])[0].cpu().contiguous()}
-            yield from store.put(key, found)
-        rows.append(found["embedding"])
-    return TextSet(torch.stack(rows), {caption: row for row, caption in enumerate(distinct)})
+                stored[caption] = {"embedding": sd.encode_text([caption])[0].cpu().contiguous()}
+            yield from store.put(keys[caption], stored[caption])
+
+    missing = [caption for caption in distinct if caption not in stored]
+    if not ranks.alone:
+        yield from encode(_own(missing, ranks, cache))
+        ranks.barrier()
+        stored |= {c: found for c in missing if c not in stored and (found := cache.get(keys[c]))}
+        missing = [caption for caption in missing if caption not in stored]
+    yield from encode(missing)
+    table = torch.stack([stored[caption]["embedding"] for caption in distinct])
+    return TextSet(table, {caption: row for row, caption in enumerate(distinct)})
 
 
 def tokenize_captions(sd: StableDiffusion, captions: Iterable[str]) -> TextSet:
@@ -166,6 +195,12 @@ def tokenize_captions(sd: StableDiffusion, captions: Iterable[str]) -> TextSet:
 def pictures_at_once(size: int) -> int:
     """Return how many views of a picture, squares of ``size`` pixels, the VAE encodes at once."""
     return max(1, _PIXELS_AT_ONCE // size**2)
+
+
+def _own(missing: Sequence[_T], ranks: Ranks, cache: Cache) -> Sequence[_T]:
+    """Return this process's part of what is missing. All have looked when any goes on, so that all see the same."""
+    number, count = ranks.sharing(cache.folder)
+    return missing[number::count]
 
 
 class _Store:
@@ -186,8 +221,22 @@ class _Store:
 
 def _read(example: Example, size: int, views: Sequence[View]) -> Tensor:
     picture = open_rgb(example.path)
+    if _hash_of(example) != example.sha256:  # else the cache would hold this picture under the other's name
+        raise DataError(
+            "The picture has changed since it was read.",
+            where=str(example.path),
+            fix="Leave the pictures alone while they are encoded; begin again to train on it as it is now.",
+        )
     crops = [fit(picture, (size, size), x=view.x, y=view.y, flip=view.flip) for view in views]
     return torch.from_numpy(np.stack(crops))
+
+
+def _hash_of(example: Example) -> str:
+    try:
+        return files.sha256_file(example.path)
+    except OSError as error:
+        reason = f"The picture cannot be read: {error.strerror}."
+        raise DataError(reason, where=str(example.path), fix="Check the disk.") from error
 
 
 @torch.no_grad()

@@ -11,10 +11,13 @@ import signal
 import threading
 from collections.abc import Generator, Iterator
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lorasmith.events import Event
 from lorasmith.train.control import Requests
+
+if TYPE_CHECKING:
+    from lorasmith.train.ranks import Ranks
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP")  # those that this system has
 
@@ -25,6 +28,19 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__()
         self.code = 130 if signal.Signals(number).name in ("SIGINT", "SIGBREAK") else 128 + number
+
+    @classmethod
+    def of_code(cls, code: int) -> Stopped:
+        """Return the exception of an exit code, as another process has left with."""
+        return cls(signal.SIGINT if code == 130 else code - 128)
+
+
+class Wishes(NamedTuple):
+    """What a training shall do once its step is done."""
+
+    stop: bool
+    save: bool
+    sample: bool
 
 
 class Interrupt:
@@ -49,6 +65,15 @@ class Interrupt:
         if self._signal is None and self.requests and "stop" in self.requests.pending():
             self._signal = signal.SIGINT
         return self._signal is not None
+
+    def wishes(self, ranks: Ranks) -> Wishes:
+        """Return what is wished of any of ``ranks``, the same in all; called at the same place by each of them."""
+        ranks.settle()
+        stop = (self._signal or signal.SIGINT) if self.requested else 0
+        number, save, sample = ranks.most(stop, self.asked("save"), self.asked("sample"))
+        if number and self._signal is None:
+            self._signal = int(number)
+        return Wishes(bool(number), bool(save), bool(sample))
 
     def asked(self, what: str) -> bool:
         """Return whether another process asks for ``what``."""

@@ -9,37 +9,35 @@ from collections.abc import Generator, Iterator, Sequence
 import psutil
 import torch
 
-from lorasmith.cache import cache_folder
-from lorasmith.dataset.bucket import View, views
-from lorasmith.dataset.read import Example, read_dataset
+from lorasmith.dataset.read import read_dataset
 from lorasmith.dataset.split import split
-from lorasmith.errors import DataError, DeviceError, RunError
+from lorasmith.errors import DeviceError
 from lorasmith.events import CheckpointSaved, Event, Finished, Forecast, Note, Sampled, StepDone, Validated
 from lorasmith.files import sha256_file
 from lorasmith.generate.sample import Request
 from lorasmith.model.formats import write_diffusers, write_kohya
-from lorasmith.model.stable_diffusion import StableDiffusion, load_base, pick_device, pick_dtype
+from lorasmith.model.stable_diffusion import load_base, pick_dtype
 from lorasmith.recipe.schema import Recipe
 from lorasmith.run import Run
 from lorasmith.run_manifest import step_of, superseded
 from lorasmith.train.board import Board
-from lorasmith.train.checkpoint import DIVERGED, LORA_FILE, write_lora
+from lorasmith.train.checkpoint import LORA_FILE, write_lora
 from lorasmith.train.control import Requests
 from lorasmith.train.describe import describe_data, describe_fit, duration
 from lorasmith.train.disk import check_disk
-from lorasmith.train.encode import (
-    Cache,
-    LatentSet,
-    TextSet,
-    encode_captions,
-    encode_pictures,
-    tokenize_captions,
-)
 from lorasmith.train.estimate import save_every
-from lorasmith.train.forecast import foretell, time_left
+from lorasmith.train.followed import share_forecast, share_past
+from lorasmith.train.forecast import explained, foretell, time_left
+from lorasmith.train.guards import STEPS_TO_CHANGE, Figures, no_effect, validation_not_finite, zero_lora
 from lorasmith.train.interrupt import Interrupt, Stopped
-from lorasmith.train.resume import Past, begin, lora_metadata, record_pictures, settled
+from lorasmith.train.memory_guard import is_out_of_memory, told
+from lorasmith.train.peers import LostError
+from lorasmith.train.pictures import prepare
+from lorasmith.train.ranks import ALONE, Ranks
+from lorasmith.train.recover import recover
+from lorasmith.train.resume import Past, begin, lora_metadata, settled
 from lorasmith.train.resume_words import resume_command
+from lorasmith.train.rollback import counting
 from lorasmith.train.samples import draw_samples, sample_requests
 from lorasmith.train.step import Batch
 from lorasmith.train.trainer import Trainer
@@ -49,7 +47,7 @@ KOHYA_FILE = "lora-kohya.safetensors"
 _STEPS_TO_FORETELL = 10
 
 
-def train(recipe: Recipe, run: Run, *, allow_changes: bool = False) -> Iterator[Event]:
+def train(recipe: Recipe, run: Run, *, allow_changes: bool = False, ranks: Ranks = ALONE) -> Iterator[Event]:
     """Train a LoRA as ``recipe`` says, with everything written into ``run``; a run taken up again goes on.
 
     Each event is in the run's events.jsonl and on its TensorBoard before it is yielded. At the end the run holds
@@ -57,6 +55,7 @@ def train(recipe: Recipe, run: Run, *, allow_changes: bool = False) -> Iterator[
 
     Args:
         allow_changes: go on even if the recipe, the data, the base or a version is not what the run began with.
+        ranks: the processes that train it together, each by a call of this. Only the first yields events and writes.
 
     Raises:
         LorasmithError: one of its kinds, for everything that a user can mend; the checkpoints before stay good.
@@ -65,20 +64,28 @@ def train(recipe: Recipe, run: Run, *, allow_changes: bool = False) -> Iterator[
     """
     board = Board(run.path / "tensorboard")
     try:
-        with Interrupt(Requests(run.path)) as interrupt:
-            for event in interrupt.guard(_train(recipe, run, board, interrupt, allow_changes)):
-                run.append(event)
-                board.show(event)
-                yield event
+        with Interrupt(Requests(run.path) if ranks.first else None) as interrupt:
+            for event in interrupt.guard(_train(recipe, run, board, interrupt, allow_changes, ranks)):
+                if ranks.first:
+                    run.append(event)
+                    board.show(event)
+                    yield event
     except Stopped:
-        note = Note(_how_to_go_on(run, recipe))
-        run.append(note)
-        yield note
+        ranks.require_all()  # else this is only the launcher ending those that are left
+        if ranks.first:
+            note = Note(_how_to_go_on(run, recipe))
+            run.append(note)
+            yield note
         raise
-    except torch.OutOfMemoryError as error:
+    except LostError as lost:
+        lost.fix = f"Once that is mended: {resume_command(run.path)}, started as before."
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise DeviceError(
-            "The GPU's memory is not enough for this recipe.",
-            where=str(error).splitlines()[0],
+            "The memory is not enough for this recipe.",
+            where=(str(error).splitlines() or [type(error).__name__])[0],
             fix="Train with --preset low-memory, or lower train.batch or data.resolution.",
         ) from error
     finally:
@@ -96,9 +103,10 @@ def _how_to_go_on(run: Run, recipe: Recipe) -> str:
 
 
 def _train(
-    recipe: Recipe, run: Run, board: Board, interrupt: Interrupt, allow_changes: bool
+    recipe: Recipe, run: Run, board: Board, interrupt: Interrupt, allow_changes: bool, ranks: Ranks
 ) -> Generator[Event, None, None]:
-    device = pick_device(recipe.train.device)
+    ranks.require_shares(recipe.train.batch * recipe.train.accumulation)
+    device = ranks.device(recipe.train.device)
     dtype = pick_dtype(recipe.train.precision, device)
     dataset = read_dataset(recipe.data.folders, strict=recipe.data.strict)
     training, held_out = split(dataset, recipe.data.validation, recipe.train.seed)
@@ -109,53 +117,38 @@ def _train(
     size = recipe.data.resolution or sd.size
     yield from describe_fit(sd, dataset.examples, size)
     facts = {"base_sha256": sd.sha256, "dataset_sha256": dataset.sha256, "device": str(device)}
-    past = yield from begin(run, recipe, {**facts, "seed": recipe.train.seed}, allow_changes)
-    board.draw_again(past.records)
+    ranks.require_same({"the base": sd.sha256, "the pictures and captions": dataset.sha256})
+    ranks.require_same({"the kind of device": device.type, "the number format": str(dtype)})
+    about_now = {**facts, "seed": recipe.train.seed, "processes": ranks.world}
+    past = yield from share_past(ranks, begin(run, recipe, about_now, allow_changes))
+    if ranks.first:
+        board.draw_again(past.records)
     about = lora_metadata(recipe, facts, run.provenance)
-    recipe, forecast = yield from foretell(sd, settled(run, recipe), size, training, held_out)
+    foretold = foretell(sd, settled(run, recipe), size, training, held_out, None, ranks)
+    recipe, forecast = yield from share_forecast(ranks, foretold)
     run.record(gradient_checkpointing=recipe.train.gradient_checkpointing)
-    latents, held_latents, text = yield from _encode(sd, recipe, size, training, held_out)
-    record_pictures(run, latents.examples, allow_changes)
+    latents, held_latents, text = yield from prepare(
+        sd, recipe, run, size, dataset.pictures_found, (training, held_out), allow_changes, ranks
+    )
 
-    trainer = Trainer(sd, recipe, latents, text)
+    trainer = Trainer(sd, recipe, latents, text, ranks)
+    trainer.rolled_back, trainer.slowings = ranks.tell(counting(run))
     held = validation_batch(held_latents, text, sd.alphas_cumprod) if held_latents.examples else None
     metadata = {**about, "resolution": str(size), "pictures": str(len(latents.examples))}
     requests = sample_requests(recipe.samples, latents.examples, size)
-    session = _Session(recipe, run, trainer, held, requests, metadata, forecast, past)
-    yield from check_disk(run, recipe, session.adapter_bytes, len(requests), size, past.step)
+    session = _Session(recipe, run, trainer, held, requests, metadata, forecast, past, board)
+    if ranks.first:
+        yield from check_disk(run, recipe, session.adapter_bytes, len(requests), size, past.step)
+    ranks.share_weights(trainer.parameters)
     yield from session.look()
     if past.checkpoint is not None:
-        trainer.restore(past.checkpoint)
+        with ranks.copy_of(past.checkpoint) as checkpoint:
+            trainer.restore(checkpoint)
         yield from session.look_again()
     yield from trainer.prepare()
-    yield from session.steps(interrupt)
-    yield session.finish()
-
-
-def _encode(
-    sd: StableDiffusion, recipe: Recipe, size: int, training: Sequence[Example], held_out: Sequence[Example]
-) -> Generator[Event, None, tuple[LatentSet, LatentSet, TextSet]]:
-    """Encode pictures and captions, then send the parts that are not trained off the device."""
-    data, cache = recipe.data, Cache(cache_folder())
-
-    def trained_views(example: Example) -> list[View]:
-        return views(data.crop, data.crops, data.flip, recipe.train.seed, example.sha256)
-
-    def middle(example: Example) -> list[View]:
-        return views("center", 1, False, recipe.train.seed, example.sha256)
-
-    latents = yield from encode_pictures(sd, training, size, trained_views, cache, "encoding")
-    if not latents.examples:
-        raise DataError("None of the pictures could be encoded.", fix="Look at the warnings before this.")
-    held = yield from encode_pictures(sd, held_out, size, middle, cache, "encoding held-out pictures")
-    captions = [example.caption for example in (*latents.examples, *held.examples)]
-    sd.vae.to("cpu")
-    if recipe.lora.text_encoder:
-        text = tokenize_captions(sd, captions)
-    else:
-        text = yield from encode_captions(sd, captions, cache)
-        sd.text_encoder.to("cpu")
-    return latents, held, text
+    yield from explained(session.steps(interrupt), sd, trainer.room, size, (training, held_out))
+    if ranks.first:
+        yield session.finish()
 
 
 class _Session:
@@ -171,8 +164,10 @@ class _Session:
         metadata: dict[str, str],
         forecast: Forecast,
         past: Past,
+        board: Board,
     ) -> None:
-        self.recipe, self.run, self.trainer, self.past = recipe, run, trainer, past
+        self.board, self.zero_watched = board, False
+        self.recipe, self.run, self.trainer, self.past, self.ranks = recipe, run, trainer, past, trainer.ranks
         self.held, self.requests, self.metadata, self.forecast = held, requests, metadata, forecast
         self.save_every = save_every(recipe)
         self.figures: dict[str, float] = dict(past.figures)
@@ -186,12 +181,18 @@ class _Session:
         while trainer.step < settings.steps:
             interrupt.holding = True  # from here to the save there is something to lose
             yield from self._stretch(interrupt)
-            due, drawing = self._is_due(trainer.step), interrupt.asked("sample")
-            if due or drawing or interrupt.requested or interrupt.asked("save"):
-                yield self._save()
+            if trainer.watch.diverged or not trainer.is_finite():
+                self.past = yield from recover(self.run, self.recipe, trainer, self.board)
+                self.figures, self.seconds_training = dict(self.past.figures), self.past.seconds
+                continue
+            due, (stop, save, drawing) = self._is_due(trainer.step), interrupt.wishes(self.ranks)
+            if due or drawing or stop or save:
+                if self.ranks.first:
+                    yield self._save()
                 interrupt.done("save")
+                stop = interrupt.wishes(self.ranks).stop  # all have come here when the first has saved
                 interrupt.holding = False
-                if interrupt.requested:
+                if stop:
                     raise interrupt.stopped()
                 if due:
                     yield from self.look()
@@ -205,25 +206,29 @@ class _Session:
         """Train to the next step that is logged. Only here, at its end, does anyone wait for the device."""
         settings, trainer = self.recipe.train, self.trainer
         begun, first = time.perf_counter(), trainer.step
-        sums = torch.zeros(2, device=trainer.sd.device)
+        figures = Figures(trainer.watch, trainer.pictures)
         while trainer.step == first or not (
-            trainer.step % settings.log_every == 0 or self._is_due(trainer.step) or _wanted(interrupt)
+            trainer.step % settings.log_every == 0 or self._is_due(trainer.step) or self.ranks.heard(_wanted(interrupt))
         ):
-            sums += trainer.advance()
-        count = trainer.step - first
-        loss, norm = (sums / count).tolist()
+            if figures.add(trainer.step + 1, trainer.advance()):
+                yield from figures.read()
+                if trainer.watch.diverged:
+                    break
+        yield from figures.read()
+        yield from told(trainer.room, self.ranks)
         seconds = time.perf_counter() - begun
         self.seconds_training += seconds
-        if not math.isfinite(loss):
-            raise RunError(
-                f"The loss is no longer finite (between steps {first + 1} and {trainer.step}).",
-                where=str(self.run.path),
-                fix=DIVERGED,
-            )
-        rate = count * settings.batch * settings.accumulation / seconds
+        if (means := figures.means()) is None:
+            return  # each of these steps has an event of its own
+        loss, norm = means
+        rate = (trainer.step - first) * settings.batch * settings.accumulation / seconds
         self.figures |= {"loss": loss, "steps": trainer.step}
         memory = memory_mib(trainer.sd.device)
         yield StepDone(trainer.step, settings.steps, loss, trainer.learning_rate, norm, rate, memory)
+        if not self.zero_watched and trainer.step >= min(STEPS_TO_CHANGE, settings.steps):
+            self.zero_watched = True
+            if trainer.is_zero():
+                yield zero_lora(trainer.step)
         if trainer.step >= _STEPS_TO_FORETELL and not self.foretold:
             self.foretold = True
             yield self._time_left()
@@ -232,9 +237,15 @@ class _Session:
         """Validate and draw samples with the adapter as it is; at step 0 that is the base. What is done stays done."""
         begun, done = time.perf_counter(), self.past
         step, sd = self.trainer.step, self.trainer.sd
-        if self.held is not None and step not in done.validated:
-            done.validated[step] = yield from validation_loss(sd, self.held, 2 * self.recipe.train.batch)
-            yield Validated(step, done.validated[step], done.validated[0])
+        if self.held is not None and step not in done.validated and (step == 0 or 0 in done.validated):
+            loss = yield from validation_loss(sd, self.held, 2 * self.recipe.train.batch, self.ranks)
+            if math.isfinite(loss):
+                done.validated[step] = loss
+                yield Validated(step, loss, done.validated[0])
+            else:
+                yield validation_not_finite(step)
+            if step > 0 and loss == done.validated[0]:
+                yield no_effect(step)
         if step in done.validated:
             self.figures["base_validation_loss"] = done.validated[0]
             self.figures["validation_loss"] = done.validated[step]
@@ -249,7 +260,7 @@ class _Session:
 
     def _draw(self) -> Iterator[Event]:
         step = self.trainer.step
-        paths = yield from draw_samples(self.trainer.sd, self.requests, self.run.samples_folder(step))
+        paths = yield from draw_samples(self.trainer.sd, self.requests, self.run.samples_folder(step), self.ranks)
         self.past.sampled.add(step)
         yield Sampled(step, paths)
 

@@ -52,6 +52,11 @@ def look_at(device: torch.device, dtype: torch.dtype) -> Machine:
     return Machine(held, free, *_rates(device, dtype))
 
 
+def memory_alone(device: torch.device) -> Machine:
+    """Return the device with its memory alone looked at, which takes none; its rates are 1."""
+    return Machine(*_memory(device), 1.0, 1.0, 1.0, 1.0)
+
+
 def _memory(device: torch.device) -> tuple[int, int]:
     if device.type == "cuda":
         held = torch.cuda.memory_allocated(device)

@@ -19,9 +19,10 @@ from lorasmith.recipe.compare import recipe_changes
 from lorasmith.recipe.schema import Recipe
 from lorasmith.run import Run
 from lorasmith.run_log import last_records
-from lorasmith.run_manifest import newest_valid, step_of
+from lorasmith.run_manifest import step_of
 from lorasmith.run_record import circumstances
 from lorasmith.train.resume_words import resume_command
+from lorasmith.train.rollback import newest_good, set_aside, settle, untold
 from lorasmith.train.suggest import changed
 
 _HASHES = {"base_sha256": "the base's weights", "dataset_sha256": "the pictures or captions"}
@@ -32,7 +33,7 @@ class Past:
     """What a run has behind it; a new one has nothing.
 
     validated: the validation loss by step; 0 is the base. sampled: the steps whose sample pictures are all there.
-    seconds: spent on steps.
+    seconds: spent on steps. rolled_back: how often, as the log says.
     """
 
     step: int = 0
@@ -41,6 +42,7 @@ class Past:
     sampled: set[int] = field(default_factory=set)
     figures: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    rolled_back: int = 0
     records: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -48,7 +50,7 @@ def begin(run: Run, recipe: Recipe, facts: dict[str, Any], allow_changes: bool) 
     """Record what a new run is made of; for one that is taken up, find where it goes on.
 
     Args:
-        facts: the hashes of base and data, and the device.
+        facts: the hashes of base and data, the device, and the number of processes, which may change.
 
     Raises:
         RunError: something has changed since, each thing named, unless ``allow_changes``; more steps are no change.
@@ -58,23 +60,24 @@ def begin(run: Run, recipe: Recipe, facts: dict[str, Any], allow_changes: bool) 
     if not run.taken_up:
         run.record(**facts)
         return Past()
-    checkpoint, passed = newest_valid(run.path)
+    checkpoint, passed = newest_good(run)
     step = step_of(checkpoint) if checkpoint else 0
     changes = recipe_changes(run.recipe, recipe)
     changes += differences(run.provenance, {**circumstances(), **facts})
     if changes and not allow_changes:
         raise _refusal(run, changes)
     _require_work(run, recipe, step)
-    for other in passed:
-        place = run.set_aside(other.path)
-        yield Warned(f"Passed over {other.path.name}: {other.reason}. It is kept as {place.name}.")
-    past = _past(run, recipe, step, checkpoint)
+    yield from set_aside(run, passed)
+    past = past_of(run, recipe, step, checkpoint)
+    yield from untold(run, past.rolled_back)
     if recipe.train.steps > run.recipe.train.steps:
         more = f"train.steps: {run.recipe.train.steps} -> {recipe.train.steps}"
         yield Note(f"{more}; the learning rate goes on as the latter has it.")
     if recipe != run.recipe:
         run.change_recipe(recipe)
     _record(run, facts, step, changes)
+    if changes:
+        settle(run)
     for change in changes:
         yield Warned(f"Changed since this run began: {change}. It will not end as it would have.")
     where = f"from {checkpoint}" if checkpoint else "there is no checkpoint yet"
@@ -90,18 +93,25 @@ def settled(run: Run, recipe: Recipe) -> Recipe:
     return recipe
 
 
-def record_pictures(run: Run, examples: Sequence[Example], allow_changes: bool) -> None:
-    """Record which pictures are trained on, those left out while encoding not being among them.
+def record_pictures(
+    run: Run, parts: tuple[Sequence[Example], Sequence[Example]], failed: Sequence[str], allow_changes: bool
+) -> None:
+    """Record which pictures are trained on and held out, those left out while encoding not being among them.
+
+    Args:
+        failed: the names of the latter.
 
     Raises:
         RunError: they are not those that the run began with.
     """
-    pictures = sha256("".join(e.sha256 + e.label for e in examples).encode()).hexdigest()
-    known = run.provenance.get("trained_on_sha256", pictures)
-    if known != pictures and not allow_changes:
-        raise _refusal(run, [f"which pictures could be encoded ({len(examples)} now)"])
-    if run.provenance.get("trained_on_sha256") != pictures:
-        run.record(trained_on_sha256=pictures)
+    hashes = [sha256("".join(e.sha256 + e.label for e in part).encode()).hexdigest() for part in parts]
+    now = dict(zip(("trained_on_sha256", "held_out_sha256"), hashes))
+    before = {name: run.provenance.get(name) for name in now}
+    if any(old and old != now[name] for name, old in before.items()) and not allow_changes:
+        what = f"could not be encoded: {', '.join(failed)}" if failed else "can be encoded that could not be before"
+        raise _refusal(run, [f"which pictures are used; some {what}"])
+    if before != now:
+        run.record(**now)
 
 
 def lora_metadata(recipe: Recipe, facts: dict[str, str], provenance: dict[str, Any]) -> dict[str, str]:
@@ -173,7 +183,12 @@ def _require_work(run: Run, recipe: Recipe, step: int) -> None:
         )
 
 
-def _past(run: Run, recipe: Recipe, step: int, checkpoint: Path | None) -> Past:
+def past_of(run: Run, recipe: Recipe, step: int, checkpoint: Path | None) -> Past:
+    """Cut the run's log after ``step``, and return what the run has behind it then.
+
+    Raises:
+        OutputError: the disk refuses.
+    """
     past = Past(step, checkpoint)
     pictures = recipe.train.batch * recipe.train.accumulation
     done = 0
@@ -191,6 +206,7 @@ def _past(run: Run, recipe: Recipe, step: int, checkpoint: Path | None) -> Past:
             if len(record["paths"]) == len(places):
                 past.sampled.add(record["step"])
         else:
+            past.rolled_back += kind == "RolledBack"
             continue
         past.records.append(record)
     return past
@@ -203,6 +219,7 @@ def _record(run: Run, facts: dict[str, Any], step: int, changes: Sequence[str]) 
         "step": step,
         "host": socket.gethostname(),
         "pid": os.getpid(),
+        "processes": facts.get("processes", 1),
         "changes": list(changes),
         **now,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from lorasmith.events import Event, Progress
 from lorasmith.generate.sample import Request, sample
 from lorasmith.model.stable_diffusion import StableDiffusion
 from lorasmith.recipe.schema import SamplesSection
+from lorasmith.train.ranks import ALONE, Ranks
 
 _CLASSES = 4  # shown where the recipe names no prompts
 
@@ -48,23 +50,45 @@ def _usual_captions(examples: Sequence[Example]) -> list[str]:
 
 
 def draw_samples(
-    sd: StableDiffusion, requests: Sequence[Request], folder: Path
+    sd: StableDiffusion, requests: Sequence[Request], folder: Path, ranks: Ranks = ALONE
 ) -> Generator[Event, None, tuple[Path, ...]]:
     """Draw the requested pictures with the adapter as it is now, as 00.png, 01.png, ... in ``folder``.
+
+    Each of ``ranks`` draws its share; the first writes all of them.
 
     Raises:
         OutputError: the disk refuses.
     """
-    files.new_folder(folder)
+    if ranks.first:
+        files.new_folder(folder)
     paths = [folder / f"{number:02d}.png" for number in range(len(requests))]
-    yield Progress("samples", 0, len(requests))
-    with on_device(sd, sd.vae, sd.text_encoder):
-        for done, (index, pixels) in enumerate(sample(sd, requests), start=1):
-            png = io.BytesIO()
-            Image.fromarray(pixels).save(png, "PNG")
-            files.write_bytes(paths[index], png.getvalue())
-            yield Progress("samples", done, len(requests))
+    own, drawn = range(ranks.rank, len(requests), ranks.world), dict[int, bytes]()
+    yield Progress("samples", 0, len(own))
+    if own:
+        with on_device(sd, sd.vae, sd.text_encoder):
+            for done, (index, pixels) in enumerate(sample(sd, [requests[i] for i in own]), start=1):
+                png = io.BytesIO()
+                Image.fromarray(pixels).save(png, "PNG")
+                drawn[own[index]] = png.getvalue()
+                if ranks.first:
+                    files.write_bytes(paths[own[index]], png.getvalue())
+                yield Progress("samples", done, len(own))
+    if not ranks.alone:
+        _write_the_others(ranks, drawn, paths)
     return tuple(paths)
+
+
+def _write_the_others(ranks: Ranks, drawn: dict[int, bytes], paths: Sequence[Path]) -> None:
+    """Let the first write what the others have drawn, who may share no disk with it."""
+    own = sorted(drawn)
+    sizes = [len(drawn[i]) for i in own]
+    lists = [json.loads(data) for data in ranks.gather(json.dumps([own, sizes]).encode())]
+    pictures = ranks.gather(b"".join(drawn[i] for i in own))
+    for (indices, lengths), data in list(zip(lists, pictures, strict=True))[1:]:
+        place = 0
+        for index, length in zip(indices, lengths, strict=True):
+            files.write_bytes(paths[index], data[place : place + length])
+            place += length
 
 
 @contextmanager

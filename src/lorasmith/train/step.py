@@ -19,9 +19,12 @@ from lorasmith.model.stable_diffusion import StableDiffusion
 from lorasmith.recipe.schema import TrainSection
 from lorasmith.train.encode import LatentSet, TextSet
 from lorasmith.train.noise import add_noise, min_snr_weight, target
+from lorasmith.train.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from lorasmith.train.memory_guard import Room
 
 
 class _Tensors:
@@ -34,6 +37,10 @@ class _Tensors:
         """Yield parts of at most ``size`` pictures."""
         for parts in zip(*(torch.split(tensor, size) for tensor in self._tensors()), strict=True):
             yield type(self)(*parts)
+
+    def part(self, start: int, stop: int) -> Self:
+        """Return the pictures from ``start`` to before ``stop``."""
+        return type(self)(*(tensor[start:stop] for tensor in self._tensors()))
 
     def pinned(self) -> Self:
         """Return the same in memory from which a GPU can copy while the CPU goes on."""
@@ -141,28 +148,53 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     unet: Callable[..., Any] | None = None,
+    ranks: Ranks = ALONE,
+    pictures: int | None = None,
+    room: Room | None = None,
 ) -> Tensor:
     """Take one optimizer step on ``batch``, in forward passes of ``settings.batch`` pictures.
 
     Args:
         unet: as for ``errors``.
+        ranks: the processes that share the step; ``batch`` is this one's part of its ``pictures``.
+        room: makes the forward passes smaller where the memory does not suffice.
 
     Returns:
-        (2,): the mean weighted loss, and the gradient's norm before clipping, still on the device. A step whose
-        gradient overflowed fp16 is skipped by the scaler and counts as norm 0.
+        (2,): the mean weighted loss, and the gradient's norm before clipping, still on the device. Where either is
+        not finite, the step has been skipped: the weights and the optimizer's state are as before it.
     """
-    loss = torch.zeros((), device=sd.device)
-    for part in batch.split(settings.batch):
-        part = part.to(sd.device)
-        weight = min_snr_weight(sd.prediction_type, part.abar, settings.min_snr_gamma)
-        part_loss = (weight * errors(sd, part, unet)).sum() / len(batch)
-        torch.autograd.backward(scaler.scale(part_loss))
-        loss += part_loss.detach()
+
+    def gradient(at_once: int) -> Tensor:
+        loss = torch.zeros((), device=sd.device)
+        for part in batch.split(at_once):
+            part = part.to(sd.device)
+            weight = min_snr_weight(sd.prediction_type, part.abar, settings.min_snr_gamma)
+            part_loss = (weight * errors(sd, part, unet)).sum() / (pictures or len(batch))
+            torch.autograd.backward(scaler.scale(part_loss))
+            loss += part_loss.detach()
+        return loss
+
+    loss = room.fit(gradient, len(batch)) if room else gradient(settings.batch)
+    loss = ranks.sum_gradients(parameters, loss)
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
-    scaler.step(optimizer)
+    figures = torch.stack((loss, norm))
+    _update_if_finite(optimizer, figures)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    if scaler.is_enabled():
-        norm = norm.nan_to_num(0.0, 0.0, 0.0)
-    return torch.stack((loss, norm))
+    return figures
+
+
+def _update_if_finite(optimizer: torch.optim.Optimizer, figures: Tensor) -> None:
+    """Take the optimizer's step, or none if one of ``figures`` is not finite; fused kernels know without waiting.
+
+    They read ``found_inf`` on the device, as GradScaler sets it for them. It would do the same, but for gradients that
+    overflow fp16 alone; these make the norm infinite, so that they are among what is skipped here.
+    """
+    skip = (~figures.isfinite().all()).float()
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = skip  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
+    elif not skip:
+        optimizer.step()

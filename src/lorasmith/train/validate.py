@@ -11,6 +11,7 @@ from torch import Tensor
 from lorasmith.events import Event, Progress
 from lorasmith.model.stable_diffusion import StableDiffusion
 from lorasmith.train.encode import LatentSet, TextSet
+from lorasmith.train.ranks import ALONE, Ranks
 from lorasmith.train.step import Batch, errors, seed_of
 
 _TIMESTEPS = 8  # of each picture; fewer where that makes more than _FORWARDS in all
@@ -42,18 +43,23 @@ def validation_batch(latents: LatentSet, text: TextSet, alphas_cumprod: Tensor) 
     return Batch(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
-def validation_loss(sd: StableDiffusion, batch: Batch, at_once: int) -> Generator[Event, None, float]:
-    """Return the mean squared error over ``batch``, unweighted, in forward passes of ``at_once`` pictures."""
+def validation_loss(
+    sd: StableDiffusion, batch: Batch, at_once: int, ranks: Ranks = ALONE
+) -> Generator[Event, None, float]:
+    """Return the mean squared error over ``batch``, unweighted, in forward passes of ``at_once`` pictures.
+
+    Each of ``ranks`` takes its share; all return the same.
+    """
     total = torch.zeros((), device=sd.device)
-    done = 0
-    yield Progress("validation", 0, len(batch), "passes")
+    done, own = 0, batch if ranks.alone else batch.part(*ranks.share(len(batch)))
+    yield Progress("validation", 0, len(own), "passes")
     with evaluating(sd):
-        for part in batch.split(at_once):
+        for part in own.split(at_once) if len(own) else ():
             with torch.no_grad():
                 total += errors(sd, part.to(sd.device)).sum()
             done += len(part)
-            yield Progress("validation", done, len(batch), "passes")
-    return float(total) / len(batch)
+            yield Progress("validation", done, len(own), "passes")
+    return ranks.add(float(total)) / len(batch)
 
 
 @contextmanager
