@@ -9,14 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorasmith.errors import LorasmithError
 from lorasmith.starter.build.job import Job, cosine
 from lorasmith.starter.build.measure import prompts, psnr
 from lorasmith.starter.build.pool import renders
 from lorasmith.starter.build.tokenizer import write_tokenizer
 from lorasmith.starter.build.unet import Denoiser, wordings
-from lorasmith.starter.build.vae import linear_code, make_vae
+from lorasmith.starter.build.vae import (
+    CHROMA_KEPT,
+    FACTOR,
+    FREQUENCIES,
+    LATENT_CHANNELS,
+    SCALING,
+    SIGMA,
+    make_vae,
+    transform,
+)
 from lorasmith.starter.build.write import LIMIT, write_starter
 from lorasmith.starter.renderer import COLOURS, SEEN_KINDS
 from lorasmith.starter.shapes import KINDS
@@ -89,14 +100,34 @@ def test_the_tokenizer_is_clips_own(tmp_path: Path) -> None:
     assert small.decode(ids, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
 
 
-def test_linear_code_of_a_flat_picture_is_its_colour() -> None:
-    x = torch.tensor([0.5, -0.25, 1.0]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
-    code = linear_code(x)
-    assert code.shape == (1, 16, 4, 4)
-    assert torch.allclose(
-        code[:, :12].view(1, 3, 4, 4, 4), torch.tensor([0.5, -0.25, 1.0]).view(1, 3, 1, 1, 1).expand(1, 3, 4, 4, 4)
-    )
-    assert code[:, 12:].abs().max() < 1e-6
+def test_the_encoder_is_the_transform() -> None:
+    vae = make_vae()
+    x = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = F.conv2d(x, transform(), stride=FACTOR)
+    with torch.no_grad():
+        latents = vae.encode(x).latent_dist
+        halved = vae.half().float().encode(x).latent_dist
+    assert latents.mean.shape == (2, LATENT_CHANNELS, 8, 12)
+    torch.testing.assert_close(latents.mean, expected, rtol=0, atol=0.02)
+    torch.testing.assert_close(halved.mean, expected, rtol=0, atol=0.03)
+    torch.testing.assert_close(latents.std, torch.full_like(expected, SIGMA))
+
+
+def test_the_transform_keeps_apart_what_it_measures() -> None:
+    rows = transform().flatten(1).double()
+    gram = rows @ rows.T
+    torch.testing.assert_close(gram, gram.diagonal().diag(), rtol=0, atol=1e-5)
+    flat = F.conv2d(torch.tensor([0.5, -0.25, 1.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4), transform()).flatten()
+    steady = [0, len(FREQUENCIES), len(FREQUENCIES) + CHROMA_KEPT]  # the zero frequencies, all of a flat colour
+    assert all(abs(value) > 0.1 if i in steady else abs(value) < 1e-5 for i, value in enumerate(flat.tolist()))
+
+
+def test_a_start_of_another_shape_is_refused(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4).save_pretrained(tmp_path / "starter" / "vae")
+    with pytest.raises(LorasmithError, match="another shape"):
+        make_vae(tmp_path)
 
 
 def test_psnr() -> None:
@@ -120,12 +151,12 @@ def test_what_is_written_loads_in_stock_diffusers(tmp_path: Path) -> None:
 
     vocabulary = write_tokenizer(tmp_path / "tokenizer")
     vae, denoiser = make_vae(), Denoiser(vocabulary)
-    write_starter(tmp_path / "starter", vae, denoiser, scaling=1.7)
+    write_starter(tmp_path / "starter", vae, denoiser)
     sizes = [path.stat().st_size for path in (tmp_path / "starter").rglob("*") if path.is_file()]
     assert max(sizes) <= LIMIT
     assert sum(sizes) <= 30e6
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "starter")
-    assert pipeline.vae.config.scaling_factor == 1.7
+    assert pipeline.vae.config.scaling_factor == SCALING
     schedule = json.loads((tmp_path / "starter" / "scheduler" / "scheduler_config.json").read_text())
     assert (schedule["beta_start"], schedule["beta_end"], schedule["beta_schedule"]) == (
         0.00085,

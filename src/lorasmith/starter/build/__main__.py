@@ -21,11 +21,11 @@ from lorasmith.starter.build.job import Job, Site
 from lorasmith.starter.build.judge import Student, as_judge, train_judge
 from lorasmith.starter.build.measure import Line, choose_guidance, measure_base, measure_judge, measure_vae
 from lorasmith.starter.build.unet import Denoiser, train_unet
-from lorasmith.starter.build.vae import train_decoder, train_vae
+from lorasmith.starter.build.vae import train_vae
 from lorasmith.starter.build.write import job_facts, remember_command, write_card, write_judge_folder, write_starter
 
-PARTS = ("judge", "vae", "unet", "decoder")
-SHARES = {"judge": 0.14, "vae": 0.34, "unet": 0.42, "decoder": 0.10}  # of the minutes
+PARTS = ("judge", "vae", "unet")
+SHARES = {"judge": 0.2, "vae": 0.2, "unet": 0.6}  # of the minutes
 
 
 def say(message: str) -> None:
@@ -80,17 +80,16 @@ class Build:
             return float(self.options.minutes) * SHARES[part]
         return float(self.options.minutes) if part in self.options.part else None
 
-    def jobs(self) -> tuple[dict[str, Job], float]:
-        """Train what is to be trained. Returns the jobs by part, and the VAE's scaling factor."""
+    def jobs(self) -> dict[str, Job]:
+        """Train what is to be trained. Returns the jobs by part."""
         site = Site(self.work, self.device, self.options.workers, say, self.options.start)
         jobs: dict[str, Job] = {}
         jobs["judge"] = train_judge(site, self.minutes("judge"), self.deadline("judge"))
         jobs["vae"] = train_vae(site, self.minutes("vae"), self.deadline("vae"))
         vae = jobs["vae"].use_average()
         assert isinstance(vae, AutoencoderKL)
-        jobs["unet"], scaling = train_unet(site, vae, self.minutes("unet"), self.deadline("unet"))
-        jobs["decoder"] = train_decoder(site, vae, self.minutes("decoder"), self.deadline("decoder"))
-        return jobs, scaling
+        jobs["unet"] = train_unet(site, vae, self.minutes("unet"), self.deadline("unet"))
+        return jobs
 
 
 def _measure(build: Build, jobs: dict[str, Job]) -> tuple[list[Line], float]:
@@ -117,17 +116,17 @@ def main() -> None:
     build = Build(options, torch.device(options.device), time.monotonic())
     build.work.mkdir(parents=True, exist_ok=True)
     remember_command(build.work)
-    jobs, scaling = build.jobs()
+    jobs = build.jobs()
     unfinished = [name for name, job in jobs.items() if not job.finished]
     if unfinished and not options.measure_only:
         say(f"not finished yet: {', '.join(unfinished)}. Run the same command again to go on.")
         return
     for job in jobs.values():
         job.use_average()
-    denoiser, vae = jobs["unet"].model, jobs["decoder"].model
+    denoiser, vae = jobs["unet"].model, jobs["vae"].model
     assert isinstance(denoiser, Denoiser)
     assert isinstance(vae, AutoencoderKL)
-    write_starter(options.out / "starter", vae.cpu(), denoiser.cpu(), scaling)
+    write_starter(options.out / "starter", vae.cpu(), denoiser.cpu())
     jobs["judge"].model.cpu()
     write_judge_folder(options.out / "judge", jobs["judge"].model)  # type: ignore[arg-type]
     jobs["judge"].model.to(build.device)

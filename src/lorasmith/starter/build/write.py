@@ -26,12 +26,11 @@ from lorasmith.starter.build.unet import SCHEDULE, Denoiser
 LIMIT = 16 * 2**20  # bytes in one file
 
 
-def write_starter(folder: Path, vae: AutoencoderKL, denoiser: Denoiser, scaling: float) -> None:
+def write_starter(folder: Path, vae: AutoencoderKL, denoiser: Denoiser) -> None:
     """Write a Stable Diffusion pipeline folder in fp16 that stock diffusers loads."""
     write_tokenizer(folder / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     scheduler = PNDMScheduler(**SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
-    vae.register_to_config(scaling_factor=scaling)
     pipeline = StableDiffusionPipeline(
         vae=vae.half(), text_encoder=denoiser.text_encoder.half(), tokenizer=tokenizer, unet=denoiser.unet.half(),
         scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
