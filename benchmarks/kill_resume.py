@@ -122,25 +122,33 @@ def repeated_steps(run: Path) -> int:
     return max(0, (steps[-1] if steps else 0) - (step_of(checkpoint) if checkpoint else 0))
 
 
-def kill_until_done(worker: Worker, run: Path, orders: Callable[[int], dict[str, Any] | None], tally: Tally) -> None:
-    """Train ``run``, killed as ``orders`` says for each session, until it ends by itself; None is no kill."""
+FINISHED = "The run is finished"  # what is said where a kill at random came after the last thing there was to do
+
+
+def kill_until_done(worker: Worker, run: Path, orders: Callable[[int], dict[str, Any] | None], tally: Tally) -> bool:
+    """Train ``run``, killed as ``orders`` says for each session, until it ends by itself; None is no kill.
+
+    Returns:
+        Whether it ended well; else it is lost.
+    """
     session = 0
+    tally.runs += 1
     while True:
         order = orders(session)
         session += 1
         outcome = worker.train(run, **(order or {}))
         tally.seconds.append(outcome.seconds)
-        if outcome.end == "done":
-            break
+        if outcome.end == "done" or (session > 1 and FINISHED in outcome.message):
+            return True
         if outcome.end != "killed":
             tally.lost += 1
-            raise RuntimeError(f"{run} is lost: {outcome.message}")
+            print(f"{run} is lost: {outcome.message}", file=sys.stderr)
+            return False
         tally.kills += 1
         place = f"before {outcome.calls[-1][0]}" if order and "nth" in order and outcome.calls else "at random"
         tally.places[place] = tally.places.get(place, 0) + 1
         if (run / "provenance.json").is_file():
             tally.repeated.append(repeated_steps(run))
-    tally.runs += 1
 
 
 def boundaries(match: str) -> Callable[[int], dict[str, Any] | None]:
@@ -239,6 +247,7 @@ def make_recipe(base: Path, folders: Sequence[Path], order: dict[str, Any]) -> A
         "train": {
             "steps": order.get("steps", STEPS), "batch": 2, "warmup": 2, "learning_rate": 1e-2, "precision": "fp32",
             "device": "cpu", "save_every": INTERVAL, "log_every": 1, "keep_last": order.get("keep_last", 1),
+            "ema": 0.9,
         },
         "samples": {"steps": 1, "prompts": ("an axe",)},
     })  # fmt: skip
@@ -319,8 +328,8 @@ def _measure(worker: Worker, place: Path, kills: int, seed: int) -> str:
         most = min(rng.randint(1, 6), kills - tally.kills)
         by_boundary = number % 2 == 0 and kills - tally.kills >= 25
         orders = boundaries(f"step-{step:06d}") if by_boundary else random_kills(rng, 1.1 * again.seconds, most)
-        kill_until_done(worker, run, orders, tally)
-        tally.different += Result.of(run) != want
+        ended = kill_until_done(worker, run, orders, tally)
+        tally.different += ended and Result.of(run) != want
         number += 1
         print(f"{tally.kills} kills, {tally.runs} runs", file=sys.stderr)
     places = "\n".join(f"| {name} | {count} |" for name, count in sorted(tally.places.items()))

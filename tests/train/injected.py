@@ -93,7 +93,7 @@ def words(events: list[Event]) -> str:
 def state_of(trainer: Trainer) -> list[Tensor]:
     """Return copies of the adapter's weights and of all that the optimizer keeps."""
     moments = trainer.optimizer.state_dict()["state"]
-    kept = [value for number in sorted(moments) for value in moments[number].values()]
+    kept = [moments[number][name] for number in sorted(moments) for name in sorted(moments[number])]
     return [tensor.detach().clone() for tensor in (*trainer.parameters, *kept)]
 
 

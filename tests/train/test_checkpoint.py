@@ -55,11 +55,11 @@ def test_what_is_in_the_files(make_trainer: Callable[[], Trainer], tmp_path: Pat
     trainer = make_trainer()
     trainer.advance()
     trainer.save(tmp_path, {"note": "x"})
-    lora, moments, state = read_checkpoint(tmp_path)
-    assert (lora.rank, lora.alpha) == (4, 2.0)
-    assert state["step"] == 1
-    assert len(moments) == len(trainer.parameters)
-    assert set(moments[0]) == {"step", "exp_avg", "exp_avg_sq"}
+    saved = read_checkpoint(tmp_path)
+    assert (saved.lora.rank, saved.lora.alpha) == (4, 2.0)
+    assert saved.state["step"] == 1 and saved.weights == []
+    assert len(saved.moments) == len(trainer.parameters)
+    assert set(saved.moments[0]) == {"step", "exp_avg", "exp_avg_sq"}
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == [LORA_FILE, STATE_FILE]
 
 

@@ -55,7 +55,7 @@ def test_forty_kills_change_nothing(worker: Any, whole: tuple[Any, Any], tmp_pat
     tally, rng, number = kill.Tally(), random.Random(0), 0
     # Before every system call of the second save and of the removal of what it supersedes, one after another.
     for match in ("step-000004", "step-000002-gone"):
-        kill.kill_until_done(worker, tmp_path / match, kill.boundaries(match), tally)
+        assert kill.kill_until_done(worker, tmp_path / match, kill.boundaries(match), tally)
         assert kill.Result.of(tmp_path / match) == want
     assert tally.kills >= 25
     assert {"before open", "before write", "before sync", "before rename", "before sync folder"} <= set(tally.places)
@@ -64,7 +64,7 @@ def test_forty_kills_change_nothing(worker: Any, whole: tuple[Any, Any], tmp_pat
         run = tmp_path / f"run-{number}"
         number += 1
         most = min(6, KILLS - tally.kills)
-        kill.kill_until_done(worker, run, kill.random_kills(rng, session.seconds, most), tally)
+        assert kill.kill_until_done(worker, run, kill.random_kills(rng, session.seconds, most), tally)
         assert kill.Result.of(run) == want
     assert max(tally.repeated) <= kill.INTERVAL
 

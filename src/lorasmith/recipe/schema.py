@@ -156,6 +156,13 @@ class TrainSection(Section):
     noise_offset: Number = Field(
         default=0.0, ge=0, le=1, description="Strength of the constant added to each channel's noise; 0 turns it off."
     )
+    ema: Number = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Decay of a moving average of the adapter's weights, such as 0.99; the average is then what is "
+        "validated, drawn with and written as the LoRA. 0 turns it off.",
+    )
     save_every: Integer | None = Field(
         default=None,
         ge=1,

@@ -1,14 +1,16 @@
 """What a training writes: checkpoints that hold all it needs to go on, and at the end the LoRA itself.
 
 A checkpoint's ``state.safetensors`` holds AdamW's moments as ``optimizer.<parameter number>.<name>`` and, as JSON
-in the metadata under ``state``, the step, the sampler's place and the loss scale. There is no random state to keep:
-everything random is drawn from the seed and the step.
+in the metadata under ``state``, the step, the sampler's place and the loss scale. With ``train.ema`` the LoRA is the
+moving average, and the weights themselves are in the state, as ``weights.<parameter number>``. There is no random state
+to keep: everything random is drawn from the seed and the step.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,17 @@ STATE_FILE = "state.safetensors"
 
 
 def write_checkpoint(
-    folder: Path, lora: Lora, optimizer: torch.optim.Optimizer, state: dict[str, Any], metadata: dict[str, str]
+    folder: Path,
+    lora: Lora,
+    optimizer: torch.optim.Optimizer,
+    weights: Sequence[torch.Tensor],
+    state: dict[str, Any],
+    metadata: dict[str, str],
 ) -> None:
     """Write a checkpoint's two files into ``folder`` and compare them with what is in memory.
 
     Args:
+        weights: the adapter's parameters, where ``lora`` is their average; else none.
         state: JSON values that a training needs besides its tensors.
         metadata: what the LoRA file says of itself.
 
@@ -45,14 +53,25 @@ def write_checkpoint(
         for number, moments in optimizer.state_dict()["state"].items()
         for name, value in moments.items()
     }
+    tensors |= {f"weights.{number}": value.detach().cpu().contiguous() for number, value in enumerate(weights)}
     data = safetensors.torch.save(tensors, {"state": json.dumps(state)})
     files.write_bytes(folder / STATE_FILE, data)
     if (folder / STATE_FILE).read_bytes() != data:
         raise RunError("The checkpoint does not read back.", where=str(folder / STATE_FILE), fix="Check the disk.")
 
 
-def read_checkpoint(folder: Path) -> tuple[Lora, dict[int, dict[str, torch.Tensor]], dict[str, Any]]:
-    """Return what ``write_checkpoint`` wrote: the LoRA, the optimizer's state by parameter number, the JSON values.
+@dataclass(frozen=True)
+class Checkpoint:
+    """What ``write_checkpoint`` wrote; ``moments`` are the optimizer's state by parameter number."""
+
+    lora: Lora
+    moments: dict[int, dict[str, torch.Tensor]]
+    weights: list[torch.Tensor]
+    state: dict[str, Any]
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Return what ``write_checkpoint`` wrote.
 
     Raises:
         RunError: the state cannot be read.
@@ -60,15 +79,19 @@ def read_checkpoint(folder: Path) -> tuple[Lora, dict[int, dict[str, torch.Tenso
     """
     path = folder / STATE_FILE
     moments: dict[int, dict[str, torch.Tensor]] = {}
+    weights: dict[int, torch.Tensor] = {}
     try:
         with safe_open(path, framework="pt") as file:
             state = json.loads(file.metadata()["state"])
             for key in file.keys():  # noqa: SIM118 - the file is no dict
-                _, number, name = key.split(".")
-                moments.setdefault(int(number), {})[name] = file.get_tensor(key)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+                what, number, *name = key.split(".")
+                if what == "weights":
+                    weights[int(number)] = file.get_tensor(key)
+                else:
+                    moments.setdefault(int(number), {})[name[0]] = file.get_tensor(key)
+    except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
         raise _unreadable(path) from error
-    return read_lora(folder / LORA_FILE), moments, state
+    return Checkpoint(read_lora(folder / LORA_FILE), moments, [weights[number] for number in sorted(weights)], state)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

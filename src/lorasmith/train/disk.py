@@ -13,7 +13,6 @@ from lorasmith.run import Run
 from lorasmith.train.estimate import save_every
 
 _BESIDES = 4 << 20  # bytes of headers, logs and curves
-_STATES = 3  # a checkpoint holds the weights and AdamW's two moments
 
 
 def check_disk(run: Run, recipe: Recipe, adapter: int, samples: int, size: int, done: int = 0) -> Iterator[Event]:
@@ -31,11 +30,12 @@ def check_disk(run: Run, recipe: Recipe, adapter: int, samples: int, size: int, 
     saves = math.ceil((recipe.train.steps - done) / save_every(recipe))
     kept = kept_checkpoints(recipe, saves)
     pictures = (saves + 1) * samples * 3 * size**2 * 2  # in the folder and in TensorBoard, if no pixel compresses
-    need = (kept + 1) * _STATES * adapter + 2 * adapter + pictures + _BESIDES  # one more while the next is written
+    states = 4 if recipe.train.ema else 3  # a checkpoint holds the weights, AdamW's two moments, and the average
+    need = (kept + 1) * states * adapter + 2 * adapter + pictures + _BESIDES  # one more while the next is written
     require_writable(run.path, need)
     free = shutil.disk_usage(run.path).free
     yield Note(
-        f"Disk: at most {_mib(need)} for {kept} checkpoints of {_mib(_STATES * adapter)}, the samples and the LoRA; "
+        f"Disk: at most {_mib(need)} for {kept} checkpoints of {_mib(states * adapter)}, the samples and the LoRA; "
         f"{_mib(free)} are free."
     )
 

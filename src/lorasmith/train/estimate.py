@@ -91,7 +91,8 @@ class Estimator:
 
     def memory(self, recipe: Recipe) -> dict[str, int]:
         """Return the bytes at the peak of each phase: tensors and work space on a GPU, the process's on a CPU."""
-        costs, adapter = self.costs(recipe), 3 * self.costs(recipe).adapter  # with AdamW's two moments
+        costs = self.costs(recipe)
+        adapter = (4 if recipe.train.ema else 3) * costs.adapter  # with AdamW's two moments and the average
         every = sum(costs.weights.values())
         staying = costs.weights["unet"] + (costs.weights["text_encoder"] if recipe.lora.text_encoder else 0)
         if not self._gpu:

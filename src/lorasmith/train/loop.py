@@ -238,7 +238,8 @@ class _Session:
         begun, done = time.perf_counter(), self.past
         step, sd = self.trainer.step, self.trainer.sd
         if self.held is not None and step not in done.validated and (step == 0 or 0 in done.validated):
-            loss = yield from validation_loss(sd, self.held, 2 * self.recipe.train.batch, self.ranks)
+            with self.trainer.averaged():
+                loss = yield from validation_loss(sd, self.held, 2 * self.recipe.train.batch, self.ranks)
             if math.isfinite(loss):
                 done.validated[step] = loss
                 yield Validated(step, loss, done.validated[0])
@@ -260,7 +261,8 @@ class _Session:
 
     def _draw(self) -> Iterator[Event]:
         step = self.trainer.step
-        paths = yield from draw_samples(self.trainer.sd, self.requests, self.run.samples_folder(step), self.ranks)
+        with self.trainer.averaged():
+            paths = yield from draw_samples(self.trainer.sd, self.requests, self.run.samples_folder(step), self.ranks)
         self.past.sampled.add(step)
         yield Sampled(step, paths)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lorasmith.model.lora import (
 )
 from lorasmith.model.stable_diffusion import StableDiffusion
 from lorasmith.recipe.schema import Recipe
+from lorasmith.train.average import Average
 from lorasmith.train.checkpoint import read_checkpoint, write_checkpoint
 from lorasmith.train.compiled import compile_unet
 from lorasmith.train.cpu_kernels import fast_kernels
@@ -59,6 +61,7 @@ class Trainer:
         self.parameters = attach(sd, _lora_config(recipe), settings.seed)
         # The fused kernels update all parameters at once and take the loss scale without waiting for the device.
         fused = sd.device.type in ("cpu", "cuda")
+        self.average = Average(self.parameters, settings.ema) if settings.ema else None
         self.optimizer = torch.optim.AdamW(self._groups(), weight_decay=settings.weight_decay, fused=fused)
         self.scaler = self._new_scaler()
         self.watch = Watch(settings.rollback_after, self.scaler.is_enabled())
@@ -85,7 +88,7 @@ class Trainer:
         self.room.step = self.step
         batch = self.supply.take(self.step)
         with fast_kernels(self.sd.device, self.sd.dtype):
-            return train_step(
+            figures = train_step(
                 self.sd,
                 batch,
                 settings,
@@ -97,6 +100,9 @@ class Trainer:
                 self.per_step,
                 self.room,
             )
+        if self.average:
+            self.average.update(self.step)
+        return figures
 
     def prepare(self) -> Iterator[Event]:
         """Compile the UNet, if the recipe says so, which takes minutes; where that fails, warn and do without."""
@@ -110,8 +116,13 @@ class Trainer:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def lora(self) -> Lora:
-        """Return the adapter's weights as they are now."""
-        return lora_state(self.sd)
+        """Return the adapter as it is to be used now."""
+        with self.averaged():
+            return lora_state(self.sd)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Let the adapter be, for the block, what it is to be used as: the moving average, where there is one."""
+        return self.average.in_place() if self.average else nullcontext()
 
     def save(self, folder: Path, metadata: dict[str, str]) -> None:
         """Write everything needed to go on into ``folder``; see ``write_checkpoint`` for what it raises."""
@@ -122,14 +133,22 @@ class Trainer:
             "watch": self.watch.state(),
             "rollbacks": self.rolled_back,
         }
-        write_checkpoint(folder, self.lora(), self.optimizer, state, metadata)
+        weights = self.parameters if self.average else ()
+        write_checkpoint(folder, self.lora(), self.optimizer, weights, state, metadata)
 
     def restore(self, folder: Path) -> None:
         """Go on from what ``save`` wrote, of the same recipe and data; see ``read_checkpoint`` for what it raises."""
-        lora, moments, state = read_checkpoint(folder)
-        set_lora_weights(self.sd, lora)
+        saved = read_checkpoint(folder)
+        state = saved.state
+        set_lora_weights(self.sd, saved.lora)
+        if self.average:
+            self.average.begin_at(self.parameters)
+        if saved.weights:  # then the LoRA was their average
+            with torch.no_grad():
+                for parameter, value in zip(self.parameters, saved.weights, strict=True):
+                    parameter.copy_(value)
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.optimizer.load_state_dict({"state": saved.moments, "param_groups": groups})
         if state["scaler"]:  # empty where no loss was scaled
             self.scaler.load_state_dict(state["scaler"])
         if "watch" in state:
@@ -139,6 +158,8 @@ class Trainer:
     def begin_again(self) -> None:
         """Go back to before the first step."""
         reset_lora(self.sd, self.recipe.train.seed)
+        if self.average:
+            self.average.begin_at(self.parameters)
         self.optimizer.state.clear()
         self.scaler = self._new_scaler()
         self.watch = Watch(self.watch.limit, self.watch.scaled)
