@@ -86,9 +86,7 @@ class Build:
         jobs: dict[str, Job] = {}
         jobs["judge"] = train_judge(site, self.minutes("judge"), self.deadline("judge"))
         jobs["vae"] = train_vae(site, self.minutes("vae"), self.deadline("vae"))
-        vae = jobs["vae"].use_average()
-        assert isinstance(vae, AutoencoderKL)
-        jobs["unet"] = train_unet(site, vae, self.minutes("unet"), self.deadline("unet"))
+        jobs["unet"] = train_unet(site, self.minutes("unet"), self.deadline("unet"))
         return jobs
 
 

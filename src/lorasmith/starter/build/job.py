@@ -13,12 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorasmith.model.stable_diffusion import pick_dtype
+
 
 def cosine(fraction: float, peak: float, last: float = 0.02) -> float:
     """Return the learning rate at a fraction of the budget: a short warm-up, then a half cosine to ``last * peak``."""
     if fraction < 0.01:
         return peak * max(fraction, 1e-4) / 0.01
     return peak * (last + (1 - last) * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction))))
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Return a context that computes in bfloat16 where the device multiplies it natively, else in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=pick_dtype("auto", device) != torch.float32)
 
 
 @dataclass(frozen=True)

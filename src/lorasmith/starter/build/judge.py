@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from lorasmith.model.judge import Judge
-from lorasmith.starter.build.job import Job, Site
+from lorasmith.starter.build.job import Job, Site, autocast
 from lorasmith.starter.build.pool import JUDGE_SEEDS, Row, renders
 from lorasmith.starter.build.tokenizer import MAX_TOKENS, write_tokenizer
 from lorasmith.starter.questions import Choices, blossom_choices, colour_choices, kind_choices
@@ -146,7 +146,7 @@ def train_judge(site: Site, minutes: float | None, deadline: float) -> Job:
         kind, main, second, blossom = (truth[k][at] for k in ("kind", "main", "second", "blossom"))
         asked = int(rng.integers(len(_KINDS)))  # the kind whose colours are asked for in this step
         ours = (kind == asked).nonzero().squeeze(1)
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             seen = student.clip.vision_model(pixel_values=(x - 0.5) / 0.5)
             answers = student.heads(seen.pooler_output).float()
             found = student.coverage(seen.last_hidden_state[:, 1:]).float().squeeze(2)

@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from lorasmith.errors import LorasmithError
-from lorasmith.starter.build.job import Job, Site
+from lorasmith.starter.build.job import Job, Site, autocast
 from lorasmith.starter.build.pool import VAE_SEEDS, renders, textures
 
 LATENT_CHANNELS = 16
@@ -45,13 +44,8 @@ def make_vae(start: Path | None = None) -> AutoencoderKL:
     """Return a VAE of factor 4 with 16 latent channels, 0.7 M parameters; the decoder untrained or from ``start``."""
     if start:
         vae = AutoencoderKL.from_pretrained(start / "starter" / "vae", torch_dtype=torch.float32)
-        if len(vae.config.block_out_channels) != 3 or vae.config.latent_channels != LATENT_CHANNELS:
-            raise LorasmithError(
-                "the VAE to start from has another shape: this build's has factor 4 and 16 latent channels",
-                where=str(start / "starter" / "vae"),
-                fix="leave --start out, or give models that this version of the build made",
-            )
-        return vae
+        if len(vae.config.block_out_channels) == 3 and vae.config.latent_channels == LATENT_CHANNELS:
+            return vae  # one of another shape cannot be gone on with
     torch.manual_seed(0)
     vae = AutoencoderKL(
         in_channels=3, out_channels=3, latent_channels=LATENT_CHANNELS, sample_size=128, layers_per_block=1,
@@ -76,6 +70,13 @@ def transform() -> Tensor:
     kept = [(grey, f) for f in FREQUENCIES] + [(axis, f) for axis in chroma for f in FREQUENCIES[:CHROMA_KEPT]]
     rows = [axis[:, None, None] * torch.outer(cosines[i], cosines[j]) for axis, (i, j) in kept]
     return torch.stack(rows) * (torch.tensor(GIVEN) / torch.tensor(FOUND)).view(-1, 1, 1, 1)
+
+
+def mirrored(latents: Tensor) -> Tensor:
+    """Return the latents of mirrored pictures: (N, 16, h, w). Odd horizontal frequencies change their sign."""
+    kept = [*FREQUENCIES, *2 * FREQUENCIES[:CHROMA_KEPT]]
+    signs = torch.tensor([(-1.0) ** horizontal for _, horizontal in kept], device=latents.device)
+    return latents.flip(3) * signs.view(-1, 1, 1)
 
 
 @torch.no_grad()
@@ -171,7 +172,7 @@ def train_vae(site: Site, minutes: float | None, deadline: float) -> Job:
         torch.manual_seed(step)
         mean = F.conv2d(x, rows, stride=FACTOR)  # what the encoder computes, without running it
         latents = (mean + SIGMA * torch.randn_like(mean)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(site.device.type, torch.bfloat16):
+        with autocast(site.device):
             out = vae.decoder(vae.post_quant_conv(latents))
         return picture_loss(out.float(), x), len(x)
 
