@@ -34,10 +34,8 @@ def check_disk(run: Run, recipe: Recipe, adapter: int, samples: int, size: int, 
     need = (kept + 1) * states * adapter + 2 * adapter + pictures + _BESIDES  # one more while the next is written
     require_writable(run.path, need)
     free = shutil.disk_usage(run.path).free
-    yield Note(
-        f"Disk: at most {_mib(need)} for {kept} checkpoints of {_mib(states * adapter)}, the samples and the LoRA; "
-        f"{_mib(free)} are free."
-    )
+    what = f"{kept} checkpoint{'s' * (kept != 1)} of {_mib(states * adapter)}"
+    yield Note(f"Disk: at most {_mib(need)} for {what}, the samples and the LoRA; {_mib(free)} are free.")
 
 
 def kept_checkpoints(recipe: Recipe, saves: int) -> int:

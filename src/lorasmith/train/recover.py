@@ -41,7 +41,7 @@ def recover(run: Run, recipe: Recipe, trainer: Trainer, board: Board) -> Generat
         raise diverged(run, recipe, number_format, now, _seen_good(run, trainer, now))
     if ranks.first:
         record(run, good=trainer.watch.good, **now)
-    past = yield from share_past(ranks, _back(run, recipe))
+    past = yield from share_past(ranks, _back(run, recipe, trainer.rolled_back))
     if ranks.first:
         board.draw_again(past.records)
     trainer.rolled_back += 1
@@ -54,12 +54,17 @@ def recover(run: Run, recipe: Recipe, trainer: Trainer, board: Board) -> Generat
     return past
 
 
-def _back(run: Run, recipe: Recipe) -> Generator[Event, None, Past]:
+def _back(run: Run, recipe: Recipe, told: int) -> Generator[Event, None, Past]:
+    """Go back in the run folder; ``told`` roll-backs have been told by this process."""
     checkpoint, passed = newest_good(run)
     events = set_aside(run, passed)  # told once the log is cut back, or they would be cut off
     past = past_of(run, recipe, step_of(checkpoint) if checkpoint else 0, checkpoint)
+    missing = list(untold(run, past.rolled_back))
+    known = told - past.rolled_back
+    for event in missing[:known]:  # cut off the log with the steps after them; who listens has heard of them
+        run.append(event)
     yield from events
-    yield from untold(run, past.rolled_back)
+    yield from missing[known:]
     return past
 
 
