@@ -1,21 +1,30 @@
-"""TensorBoard's view of a run."""
+"""TensorBoard's view of a run.
+
+Its files are written here, record by record, rather than by its own writer: that has a thread, which prints a
+traceback when the disk is full, and holds back what a kill would lose.
+"""
 
 from __future__ import annotations
 
+import os
+import socket
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
 from PIL import Image
 
 from lorasmith.events import Event, Sampled, StepDone, Validated, from_json
-from lorasmith.files import output_error, remove_folder
+from lorasmith.files import new_folder, output_error, remove_folder
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+_VERSION = "brain.Event:2"  # of TensorBoard's format, https://github.com/tensorflow/tensorboard, event.proto
+_FIGURES = ("loss", "learning_rate", "grad_norm", "samples_per_second", "memory_mib")
 
 
 class Board:
@@ -23,7 +32,9 @@ class Board:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._opened: SummaryWriter | None = None
+        self._file: BinaryIO | None = None
+        self._records: RecordWriter | None = None
+        self._opened = 0
 
     def draw_again(self, records: Sequence[dict[str, Any]]) -> None:
         """Begin anew with what a run's log has kept, so that nothing is drawn twice and nothing is missing.
@@ -32,7 +43,6 @@ class Board:
             OutputError: the disk refuses.
         """
         self.close()
-        self._opened = None
         remove_folder(self._folder)
         for record in records:
             with suppress(KeyError, TypeError, ValueError):  # a record of another version, or a NaN that JSON lacks
@@ -49,29 +59,44 @@ class Board:
         """
         try:
             if isinstance(event, StepDone):
-                for name in ("loss", "learning_rate", "grad_norm", "samples_per_second", "memory_mib"):
-                    self._writer.add_scalar(f"train/{name}", getattr(event, name), event.step, when)
+                values = [{"tag": f"train/{name}", "simple_value": getattr(event, name)} for name in _FIGURES]
+                self._write(event.step, values, when)
             elif isinstance(event, Validated):
-                self._writer.add_scalar("validation/loss", event.loss, event.step, when)
+                self._write(event.step, [{"tag": "validation/loss", "simple_value": event.loss}], when)
             elif isinstance(event, Sampled):
-                for path in event.paths:
-                    with Image.open(path) as picture:
-                        pixels = np.asarray(picture.convert("RGB"))
-                    self._writer.add_image(f"samples/{path.stem}", pixels, event.step, when, dataformats="HWC")
-                self._writer.flush()
+                self._write(event.step, [_picture(path) for path in event.paths], when)
         except OSError as error:
             raise output_error(self._folder, error) from error
 
     def close(self) -> None:
-        """Write what is still waiting."""
-        if self._opened is not None:
+        """Close the file; the next event begins another."""
+        file, self._file, self._records = self._file, None, None
+        if file is not None:
             with suppress(OSError):  # a full disk has been told of
-                self._opened.close()
+                file.close()
 
-    @property
-    def _writer(self) -> SummaryWriter:
-        if self._opened is None:
-            from torch.utils.tensorboard import SummaryWriter
+    def _write(self, step: int, values: Sequence[dict[str, Any]], when: float | None) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event as Record
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-            self._opened = SummaryWriter(str(self._folder))
-        return self._opened
+        now = time.time() if when is None else when
+        if self._records is None:
+            self._file = self._open()
+            self._records = RecordWriter(self._file)
+            self._records.write(Record(wall_time=now, file_version=_VERSION).SerializeToString())
+        summary = Summary(value=[Summary.Value(**value) for value in values])
+        self._records.write(Record(wall_time=now, step=step, summary=summary).SerializeToString())
+        self._records.flush()
+
+    def _open(self) -> BinaryIO:
+        self._opened += 1  # the name tells the order, also of those that begin in the same second
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{self._opened}"
+        return (new_folder(self._folder) / name).open("wb")
+
+
+def _picture(path: Path) -> dict[str, Any]:
+    with Image.open(path) as picture:
+        width, height = picture.size
+    image = {"width": width, "height": height, "colorspace": 3, "encoded_image_string": path.read_bytes()}
+    return {"tag": f"samples/{path.stem}", "image": image}
