@@ -192,7 +192,8 @@ def test_what_has_changed_is_named_item_by_item(
     log = (path / "events.jsonl").read_bytes()
     provenance = json.loads((path / "provenance.json").read_text())
     provenance["packages"]["torch"] = "1.0"
-    (path / "provenance.json").write_text(json.dumps({**provenance, "base_sha256": "0" * 64}))
+    provenance |= {"base_sha256": "0" * 64, "number_format": "bfloat16"}
+    (path / "provenance.json").write_text(json.dumps(provenance))
     Image.new("RGB", (32, 32)).save(folders[0] / "0.png")
     other = make_recipe(train={**TRAIN, "learning_rate": 2e-2}, lora={"dropout": 0.5})
     with pytest.raises(RunError) as caught:
@@ -200,17 +201,17 @@ def test_what_has_changed_is_named_item_by_item(
     message = str(caught.value)
     for words in (
         "lora.dropout: 0.0 -> 0.5", "train.learning_rate: 0.01 -> 0.02", "torch: 1.0 -> ", "the base's weights",
-        "the pictures or captions", "--allow-changes",
+        "the pictures or captions", "number format: bfloat16 -> float32", "--allow-changes",
     ):  # fmt: skip
         assert words in message
-    assert message.count("\n  - ") == 5
+    assert message.count("\n  - ") == 6
     assert (path / "events.jsonl").read_bytes() == log
 
     events = go(Run.open(path), other, allow_changes=True)
     assert "Changed since this run began: torch: 1.0" in text(events)
     assert of(events, Finished)
     resumed = json.loads((path / "provenance.json").read_text())["resumed"]
-    assert len(resumed[0]["changes"]) == 5
+    assert len(resumed[0]["changes"]) == 6
     with Run.open(path) as run:
         assert run.recipe == other
 
@@ -223,7 +224,7 @@ def test_more_steps_are_allowed_and_fewer_than_done_are_not(make_recipe: MakeRec
     assert [e.step for e in of(events, StepDone)] == [3]
     assert read_lora(path / "lora.safetensors").metadata["steps"] == "3"
     with pytest.raises(RunError, match="has 3 steps behind it"):
-        go(Run.open(path), make_recipe(train={**TRAIN, "steps": 2}), allow_changes=True)
+        go(Run.open(path), make_recipe(train={**TRAIN, "steps": 2}))  # said before what else has changed
 
 
 def test_what_another_process_asks_for(
@@ -307,6 +308,21 @@ def test_a_run_is_reproduced(make_recipe: MakeRecipe, tmp_path: Path) -> None:
         events = list(reproduce(tmp_path / "run", facts, run))
     assert of(events, Finished)[-1].figures == {"files_different": 1.0, "largest_difference": 0.0}
     assert "torch: 1.0 -> " in text(events) and "lora.safetensors is not the same" in text(events)
+
+
+def test_what_keeps_a_run_from_being_reproduced_is_said(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    go(Run.create(path, make_recipe(train={**TRAIN, "steps": 1})))
+    provenance = json.loads((path / "provenance.json").read_text())
+    (path / "provenance.json").write_text(json.dumps({**provenance, "threads": 64, "processes": 2}))
+    events = go(Run.open(path), make_recipe(train={**TRAIN, "steps": 2}))
+    assert f"Threads: 64 -> {provenance['threads']}" in text(events)
+    recipe, facts = recorded(path)
+    facts |= {"threads": 64, "processes": 2}
+    with Run.create(tmp_path / "again", recipe) as run:
+        told = text(list(reproduce(path, facts, run)))
+    for words in ("train.steps: 1 -> 2", "trained by 2 processes", f"threads: 64 -> {provenance['threads']}"):
+        assert words in told
 
 
 def test_what_cannot_be_reproduced_is_said(make_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -144,6 +144,11 @@ class TrainSection(Section):
         description="Compile the UNet with torch.compile before the first step: minutes of waiting, then faster steps "
         "on a GPU. Needs a C++ compiler, on a GPU also triton; without them the training warns and goes on.",
     )
+    deterministic: Flag = Field(
+        default=False,
+        description="On a GPU, use only algorithms that add in the same order each time, so that the same training "
+        "ends with the same bytes, stopped and resumed or not; slower. On a CPU that is so without it.",
+    )
     min_snr_gamma: Number = Field(
         default=5.0,
         ge=0,

@@ -24,6 +24,7 @@ from lorasmith.train.board import Board
 from lorasmith.train.checkpoint import LORA_FILE, write_lora
 from lorasmith.train.control import Requests
 from lorasmith.train.describe import describe_data, describe_fit, duration
+from lorasmith.train.deterministic import deterministic
 from lorasmith.train.disk import check_disk
 from lorasmith.train.estimate import save_every
 from lorasmith.train.followed import share_forecast, share_past
@@ -64,7 +65,8 @@ def train(recipe: Recipe, run: Run, *, allow_changes: bool = False, ranks: Ranks
     """
     board = Board(run.path / "tensorboard")
     try:
-        with Interrupt(Requests(run.path) if ranks.first else None) as interrupt:
+        requests = Requests(run.path) if ranks.first else None
+        with deterministic(recipe.train.deterministic), Interrupt(requests) as interrupt:
             for event in interrupt.guard(_train(recipe, run, board, interrupt, allow_changes, ranks)):
                 if ranks.first:
                     run.append(event)
@@ -119,7 +121,8 @@ def _train(
     facts = {"base_sha256": sd.sha256, "dataset_sha256": dataset.sha256, "device": str(device)}
     ranks.require_same({"the base": sd.sha256, "the pictures and captions": dataset.sha256})
     ranks.require_same({"the kind of device": device.type, "the number format": str(dtype)})
-    about_now = {**facts, "seed": recipe.train.seed, "processes": ranks.world}
+    about_now = {**facts, "number_format": str(dtype).removeprefix("torch."), "seed": recipe.train.seed}
+    about_now |= {"processes": ranks.world, "threads": torch.get_num_threads() if device.type == "cpu" else None}
     past = yield from share_past(ranks, begin(run, recipe, about_now, allow_changes))
     if ranks.first:
         board.draw_again(past.records)

@@ -52,8 +52,7 @@ def reproduce(source: Path, facts: dict[str, Any], run: Run) -> Iterator[Event]:
     Raises:
         LorasmithError, KeyboardInterrupt: as ``train`` does.
     """
-    for change in (line for session in facts.get("resumed", []) for line in session.get("changes", [])):
-        yield Warned(f"That run was gone on with after a change, so it cannot be trained again as it was: {change}.")
+    yield from _not_as_it_was(facts, run.recipe)
     if isinstance(decided := facts.get("gradient_checkpointing"), bool):
         run.record(gradient_checkpointing=decided)
     files: tuple[Path, ...] = ()
@@ -62,9 +61,23 @@ def reproduce(source: Path, facts: dict[str, Any], run: Run) -> Iterator[Event]:
             files = event.files
         else:
             yield event
-    for difference in differences(facts, run.provenance):
+    for difference in (*differences(facts, run.provenance), *_threads(facts, run.provenance)):
         yield Warned(f"Not as it was then: {difference}.")
     yield from _outcome(source, facts["result"], files)
+
+
+def _not_as_it_was(facts: dict[str, Any], recipe: Recipe) -> Iterator[Event]:
+    """Yield what is known before it is trained to keep the training from being as it was."""
+    sessions = facts.get("resumed", [])
+    changes = [line for session in sessions for line in session.get("changes", [])]
+    if recipe.train.schedule != "constant":  # else the steps before were taken as they are now
+        changes += [session["more_steps"] for session in sessions if session.get("more_steps")]
+    for change in changes:
+        yield Warned(f"That run was gone on with after a change, so it cannot be trained again as it was: {change}.")
+    counts = sorted({told.get("processes", 1) for told in (facts, *sessions)} - {1})
+    if counts:
+        said = " and ".join(map(str, counts))
+        yield Warned(f"That run was trained by {said} processes, and this is one: the last digits may differ.")
 
 
 def _outcome(source: Path, result: dict[str, str], files: tuple[Path, ...]) -> Iterator[Event]:
@@ -86,6 +99,12 @@ def _outcome(source: Path, result: dict[str, str], files: tuple[Path, ...]) -> I
     if finished and (loss := finished[-1].get("figures", {}).get("validation_loss")) is not None:
         yield Note(f"The validation loss was {loss:.6f} then.")
     yield Finished("reproduce", files, figures)
+
+
+def _threads(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    old, new = before.get("threads"), now.get("threads")
+    if old and new and old != new:
+        yield f"threads: {old} -> {new} (OMP_NUM_THREADS sets them)"
 
 
 def _largest_difference(before: Path, now: Path) -> float:

@@ -50,7 +50,8 @@ def begin(run: Run, recipe: Recipe, facts: dict[str, Any], allow_changes: bool) 
     """Record what a new run is made of; for one that is taken up, find where it goes on.
 
     Args:
-        facts: the hashes of base and data, the device, and the number of processes, which may change.
+        facts: the hashes of base and data, the device, its number format, and the numbers of processes and threads,
+            which may change.
 
     Raises:
         RunError: something has changed since, each thing named, unless ``allow_changes``; more steps are no change.
@@ -62,6 +63,7 @@ def begin(run: Run, recipe: Recipe, facts: dict[str, Any], allow_changes: bool) 
         return Past()
     checkpoint, passed = newest_good(run)
     step = step_of(checkpoint) if checkpoint else 0
+    _require_steps(run, recipe, step)
     changes = recipe_changes(run.recipe, recipe)
     changes += differences(run.provenance, {**circumstances(), **facts})
     if changes and not allow_changes:
@@ -70,12 +72,16 @@ def begin(run: Run, recipe: Recipe, facts: dict[str, Any], allow_changes: bool) 
     yield from set_aside(run, passed)
     past = past_of(run, recipe, step, checkpoint)
     yield from untold(run, past.rolled_back)
+    more = ""
     if recipe.train.steps > run.recipe.train.steps:
         more = f"train.steps: {run.recipe.train.steps} -> {recipe.train.steps}"
         yield Note(f"{more}; the learning rate goes on as the latter has it.")
+    threads = [told.get("threads") for told in (run.provenance, facts)]
+    if threads[0] and threads[1] and threads[0] != threads[1]:
+        yield Note(f"Threads: {threads[0]} -> {threads[1]}; the last digits of what is computed may differ with them.")
     if recipe != run.recipe:
         run.change_recipe(recipe)
-    _record(run, facts, step, changes)
+    _record(run, facts, step, changes, more)
     if changes:
         settle(run)
     for change in changes:
@@ -139,7 +145,10 @@ def _without_folders(name: str) -> str:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    """Yield in which hashes, versions and kind of device two provenances differ; what one lacks is no difference."""
+    """Yield in which hashes, versions, kind of device and number format two provenances differ.
+
+    What one of them lacks is no difference.
+    """
     for name, what in _HASHES.items():
         old, new = before.get(name), now.get(name)
         if old and new and old != new:
@@ -154,7 +163,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
 def _versions(facts: dict[str, Any]) -> dict[str, Any]:
     kind = str(facts.get("device", "")).partition(":")[0]  # which of several GPUs does not matter
     python = ".".join(str(facts.get("python", "")).split(".")[:2])
-    return {"device": kind, "lorasmith": facts.get("lorasmith"), "python": python}
+    own = {"device": kind, "number format": facts.get("number_format")}
+    return {**own, "lorasmith": facts.get("lorasmith"), "python": python}
 
 
 def _refusal(run: Run, changes: Sequence[str]) -> RunError:
@@ -166,13 +176,16 @@ def _refusal(run: Run, changes: Sequence[str]) -> RunError:
     )
 
 
-def _require_work(run: Run, recipe: Recipe, step: int) -> None:
+def _require_steps(run: Run, recipe: Recipe, step: int) -> None:
     if step > recipe.train.steps:
         raise RunError(
             f"The run has {step} steps behind it, and the recipe wants {recipe.train.steps}.",
             where=str(run.path),
-            fix=f"Choose a checkpoint of it, or go on with --set train.steps={2 * step}.",
+            fix=f"Use one of its checkpoints, each of which holds a LoRA, or go on with --set train.steps={2 * step}.",
         )
+
+
+def _require_work(run: Run, recipe: Recipe, step: int) -> None:
     finished = [r for r in last_records(run.path) if r.get("event") == "Finished"]
     files = [run.path / Path(name).name for r in finished for name in r.get("files", ())]
     if step == recipe.train.steps and files and all(file.is_file() for file in files):
@@ -212,7 +225,7 @@ def past_of(run: Run, recipe: Recipe, step: int, checkpoint: Path | None) -> Pas
     return past
 
 
-def _record(run: Run, facts: dict[str, Any], step: int, changes: Sequence[str]) -> None:
+def _record(run: Run, facts: dict[str, Any], step: int, changes: Sequence[str], more: str) -> None:
     now = circumstances()
     about = {
         "time": now.pop("started"),
@@ -221,6 +234,7 @@ def _record(run: Run, facts: dict[str, Any], step: int, changes: Sequence[str]) 
         "pid": os.getpid(),
         "processes": facts.get("processes", 1),
         "changes": list(changes),
+        "more_steps": more,
         **now,
     }
     run.record(**facts, resumed=[*run.provenance.get("resumed", []), about])
