@@ -167,6 +167,17 @@ def test_asking_waits_until_it_is_done(
     assert run(["save", "runs/axe-001"]) == 0
     assert len(naps) == 3 and "Asked for and done." in capsys.readouterr().out
 
+    def draw(seconds: float) -> None:
+        for step in (3, 5):
+            drawn = {"event": "Sampled", "step": step, "paths": [f"runs/axe-001/samples/step-{step:06d}/00.png"]}
+            with (path / "events.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(drawn) + "\n")
+        (path / "requests" / "sample").unlink()
+
+    monkeypatch.setattr(ask.time, "sleep", draw)
+    assert run(["sample", "runs/axe-001"]) == 0
+    assert "Samples at step 5: runs/axe-001/samples/step-000005" in capsys.readouterr().out.replace("\\", "/")
+
     def die(seconds: float) -> None:
         lock.release()
 
@@ -187,6 +198,7 @@ def test_asking_where_nobody_is(here: Path, capsys: pytest.CaptureFixture[str], 
     assert run([command, "runs"]) == 2
     assert "axe-001" in capsys.readouterr().err
     assert run([command, "nowhere"]) == 2
+    assert "Name a run's folder; lorasmith runs lists those there are." in capsys.readouterr().err
 
 
 def test_statuses_are_worked_out(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

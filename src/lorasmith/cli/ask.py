@@ -33,8 +33,9 @@ def ask_for(run: Path, what: str, promise: str, done: str, *, no_wait: bool) -> 
     from lorasmith.train.resume_words import resume_command
 
     if not (run / "recipe.toml").is_file():
-        names = ", ".join(str(s.path) for s in find_runs(run)[:5]) or "lorasmith runs lists those there are"
-        raise RunError("That is no run folder.", where=str(run), fix=f"Name one, such as {names}.")
+        names = ", ".join(str(s.path) for s in find_runs(run)[:5])
+        fix = f"Name one, such as {names}." if names else "Name a run's folder; lorasmith runs lists those there are."
+        raise RunError("That is no run folder.", where=str(run), fix=fix)
     if not is_held(run):
         raise RunError("No process trains in this run.", where=str(run), fix=f"To go on: {resume_command(run)}")
     path = ask(run, what)

@@ -18,8 +18,8 @@ def command(folder: Path, as_json: bool) -> None:
     """List the runs in FOLDER (runs, if none is named) and how each stands.
 
     running: a process is at work on it. finished: its LoRA is written. stopped: it waits to be gone on with. died: the
-    same, and its process did not end it. That is worked out from the run's lock, the process and its signs of life, so
-    it is true after a power failure, too.
+    same, and its process did not end it. unreadable: its recipe cannot be read. That is worked out from the run's lock,
+    the process and its signs of life, so it is true after a power failure, too.
 
     \b
     Examples:

@@ -22,4 +22,12 @@ def command(run: Path, no_wait: bool) -> None:
       lorasmith sample runs/axe-001
     """
     promise = "It draws them at the end of its step, once it trains."
-    ask_for(run, "sample", promise, f"The samples are in {run / 'samples'}", no_wait=no_wait)
+    ask_for(run, "sample", promise, "Asked for and done.", no_wait=no_wait)
+    if not no_wait:
+        from lorasmith.cli.screen import line, say
+        from lorasmith.events import Sampled, from_json
+        from lorasmith.run_log import last_records
+
+        drawn = [from_json(record) for record in last_records(run) if record.get("event") == Sampled.__name__]
+        if drawn:
+            say(line(drawn[-1]))
