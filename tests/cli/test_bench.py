@@ -1,28 +1,43 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from lorasmith.bench import compare
-from lorasmith.bench.job import Job, Measured
+from lorasmith.bench.job import Job, Measured, Ready
 from lorasmith.cli.main import run
-from lorasmith.events import Progress
+from lorasmith.events import Event, Progress
 
 asked: list[tuple[str, Job]] = []
+
+
+class FakeWay:
+    def __init__(self, name: str, job: Job) -> None:
+        self.name = name
+        asked.append((name, job))
+
+    def prepare(self) -> Generator[Event, None, Ready]:
+        yield Progress(self.name, 0, 1)
+        return Ready(0.1, 1.0, 10.0)
+
+    def work(self, steps: int) -> Iterator[Event]:
+        yield Progress(self.name, 1, 1)
+
+    def finish(self) -> Generator[Event, None, Measured]:
+        yield Progress(self.name, 1, 1)
+        return Measured(self.name, "cpu", "float32", 8.0, 2.0 if self.name == "ours" else 4.0, 1e9, 1e10, 100.0)
+
+    def close(self) -> None:
+        pass
 
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     asked.clear()
-
-    def measure(way: str, job: Job):  # type: ignore[no-untyped-def]
-        asked.append((way, job))
-        yield Progress(way, 0, 1)
-        return Measured(way, "cpu", "float32", 8.0, 2.0 if way == "ours" else 4.0, 1e9, 1e10, 100.0)
-
-    monkeypatch.setattr(compare, "measure_in_child", measure)
+    monkeypatch.setattr(compare, "Way", FakeWay)
 
 
 @pytest.mark.usefixtures("measured")

@@ -34,6 +34,21 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """What a way has seen of itself when it has warmed up.
+
+    Attributes:
+        seconds: of the last step of the warm-up.
+        peak_mib: the most memory taken so far, as in ``Measured``.
+        free_mib: what the device has left.
+    """
+
+    seconds: float
+    peak_mib: float
+    free_mib: float
+
+
+@dataclass(frozen=True)
 class Measured:
     """What one way took.
 

@@ -5,19 +5,66 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import psutil
 import torch
 
-from lorasmith.bench.job import Job
+from lorasmith.bench.job import Job, Ready
 from lorasmith.model.stable_diffusion import StableDiffusion
 from lorasmith.recipe.schema import Recipe
 from lorasmith.train.costs import Costs
 
-Tell = Callable[[int, int], None]
 _SHAPES = ((512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048), (4096, 1280, 1280), (8192, 8192, 8192))
 _MATRIX_SECONDS = 2.0
 _TIMED_SECONDS = 2e-3  # long enough for the clock, short enough to find the processor undisturbed now and then
+
+
+class Turns(Protocol):
+    """When a way may work, and whom it tells. The parent's clock runs for nobody who waits."""
+
+    def ready(self, ready: Ready) -> None:
+        """Say that the warm-up is over."""
+
+    def take(self) -> int:
+        """Wait for the next turn; return how many steps to take in it, 0 when there are no more."""
+
+    def taken(self, seconds: float) -> None:
+        """Say that the turn is over."""
+
+    def tell(self, done: int, total: int) -> None:
+        """Say how far the work is."""
+
+
+def timed(
+    turns: Turns, device: torch.device, step: Callable[[int], None], warm_up: Callable[[], object], times: int = 1
+) -> tuple[int, float]:
+    """Warm up ``times`` times, then take steps turn by turn; return their number and the seconds they took in all.
+
+    Args:
+        step: takes the step of a number, from 0 on, and tells.
+    """
+    for _ in range(times):
+        begun = clock(device)
+        warm_up()
+        seconds = clock(device) - begun
+    turns.ready(Ready(seconds, peak_mib(device), _free_mib(device)))
+    done, total = 0, 0.0
+    while count := turns.take():
+        begun = clock(device)
+        for _ in range(count):
+            step(done)
+            done += 1
+        seconds = clock(device) - begun
+        total += seconds
+        turns.taken(seconds)
+    return done, total
+
+
+def _free_mib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0]) / 2**20
+    return float(psutil.virtual_memory().available) / 2**20
 
 
 def clock(device: torch.device) -> float:

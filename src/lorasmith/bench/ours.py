@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from lorasmith.bench.job import Job, Measured
-from lorasmith.bench.measure import Tell, clock, flops, matrix_rate, name_of, peak_mib, warm_up
+from lorasmith.bench.measure import Turns, flops, matrix_rate, name_of, peak_mib, timed, warm_up
 from lorasmith.dataset.read import Example
 from lorasmith.errors import RecipeError
 from lorasmith.generate.sample import Request, check_requests, sample
@@ -21,7 +21,7 @@ PROMPT = "a photo of an axe with pink blossom patterns"
 _PICTURES = 16
 
 
-def train(job: Job, tell: Tell) -> Measured:
+def train(job: Job, turns: Turns) -> Measured:
     """Train as ``lorasmith train`` does: pictures and captions encoded before, of which random ones stand in here."""
     sd, size = _load(job)
     if size % sd.vae_factor:
@@ -30,41 +30,46 @@ def train(job: Job, tell: Tell) -> Measured:
     trainer = Trainer(sd, _recipe(job), _random_latents(sd, size), _texts(sd))
     sd.vae.to("cpu")
     sd.text_encoder.to("cpu")
-    total, begun = warm_up(job) + job.steps, clock(sd.device)
-    for done in range(total):
-        if done == warm_up(job):
-            begun = clock(sd.device)
+
+    def step(number: int) -> None:
         trainer.advance()
-        tell(done + 1, total)
-    seconds = clock(sd.device) - begun
-    return _measured(sd, job.steps * job.batch, seconds, count)
+        turns.tell(number + 1, job.steps)
+
+    done, seconds = timed(turns, sd.device, step, trainer.advance, warm_up(job))
+    return _measured(sd, done * job.batch, seconds, count)
 
 
 @torch.no_grad()
-def generate(job: Job, tell: Tell) -> Measured:
-    """Draw one batch as ``lorasmith generate`` does: together, with the LoRA in the weights."""
+def generate(job: Job, turns: Turns) -> Measured:
+    """Draw batches as ``lorasmith generate`` does: together, with the LoRA in the weights."""
     sd, size = _load(job)
     requests = [Request(PROMPT, seed=seed, steps=job.steps, width=size, height=size) for seed in range(job.batch)]
     check_requests(sd, requests)
     count = flops(sd, job, size)
     fuse(sd, random_lora(sd, job.rank))
-    list(sample(sd, [Request(PROMPT, steps=1, width=size, height=size)] * job.batch, batch=job.batch))
-    begun = clock(sd.device)
-    list(sample(sd, requests, batch=job.batch, on_step=tell))
-    return _measured(sd, job.batch, clock(sd.device) - begun, count)
+    short = [Request(PROMPT, steps=1, width=size, height=size)] * job.batch
+
+    def draw(_: int) -> None:
+        list(sample(sd, requests, batch=job.batch, on_step=turns.tell))
+
+    done, seconds = timed(turns, sd.device, draw, lambda: list(sample(sd, short, batch=job.batch)))
+    return _measured(sd, done * job.batch, seconds, count)
 
 
-def load(job: Job, tell: Tell) -> Measured:
+def load(job: Job, turns: Turns) -> Measured:
     """Load the base as every command does, ``steps`` times over."""
     device = pick_device(job.device)
     dtype = pick_dtype(job.precision, device)
-    load_base(job.base, device=device, dtype=dtype)  # imports the libraries, and brings the files into memory
-    begun, size = clock(device), 0.0
-    for done in range(job.steps):
+    sizes = []
+
+    def once(number: int) -> None:
         sd = load_base(job.base, device=device, dtype=dtype)
-        size += weights_gb(sd.unet, sd.vae, sd.text_encoder)
-        tell(done + 1, job.steps)
-    return _measured(sd, size, clock(device) - begun, 0.0)
+        sizes.append(weights_gb(sd.unet, sd.vae, sd.text_encoder))
+        turns.tell(number + 1, job.steps)
+
+    # The first imports the libraries, and brings the files into memory.
+    done, seconds = timed(turns, device, once, lambda: load_base(job.base, device=device, dtype=dtype))
+    return _result(device, dtype, done * sizes[0], seconds, 0.0)
 
 
 def random_lora(sd: StableDiffusion, rank: int) -> Lora:
@@ -108,6 +113,10 @@ def _texts(sd: StableDiffusion) -> TextSet:
 
 
 def _measured(sd: StableDiffusion, done: float, seconds: float, count: float) -> Measured:
-    peak = peak_mib(sd.device)  # before the matrix product, which takes memory too
-    rate = matrix_rate(sd.device, sd.dtype) if count else 0.0
-    return Measured("lorasmith", str(sd.device), name_of(sd.dtype), done, seconds, count, rate, peak)
+    return _result(sd.device, sd.dtype, done, seconds, count)
+
+
+def _result(device: torch.device, dtype: torch.dtype, done: float, seconds: float, count: float) -> Measured:
+    peak = peak_mib(device)  # before the matrix product, which takes memory too
+    rate = matrix_rate(device, dtype) if count else 0.0
+    return Measured("lorasmith", str(device), name_of(dtype), done, seconds, count, rate, peak)

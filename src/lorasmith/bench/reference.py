@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from lorasmith.bench.job import Job, Measured
-from lorasmith.bench.measure import Tell, clock, flops, matrix_rate, name_of, peak_mib, warm_up
+from lorasmith.bench.measure import Turns, flops, matrix_rate, name_of, peak_mib, timed, warm_up
 from lorasmith.bench.ours import PROMPT, weights_gb
 from lorasmith.generate.samplers import make_scheduler
 from lorasmith.model.find_base import find_folder
@@ -105,7 +105,7 @@ class StockTraining:
         return F.mse_loss(answer.float(), target.float())
 
 
-def train(job: Job, tell: Tell) -> Measured:
+def train(job: Job, turns: Turns) -> Measured:
     """Train the usual way, ``job.batch`` times one picture a step."""
     with tempfile.TemporaryDirectory(prefix="lorasmith-bench-") as folder:
         pictures = _random_pictures(Path(folder), job.size or 512)
@@ -114,18 +114,17 @@ def train(job: Job, tell: Tell) -> Measured:
         )
         device = training.device
         count = flops(training.sd, job, training.size)
-        total, begun = warm_up(job) + job.steps, clock(device)
-        for done in range(total):
-            if done == warm_up(job):
-                begun = clock(device)
+
+        def step(number: int) -> None:
             training.step()
-            tell(done + 1, total)
-        seconds = clock(device) - begun
-    return _measured(device, training.dtype, job.steps * job.batch, seconds, count)
+            turns.tell(number + 1, job.steps)
+
+        done, seconds = timed(turns, device, step, training.step, warm_up(job))
+    return _measured(device, training.dtype, done * job.batch, seconds, count)
 
 
 @torch.no_grad()
-def generate(job: Job, tell: Tell) -> Measured:
+def generate(job: Job, turns: Turns) -> Measured:
     """Draw ``job.batch`` pictures the usual way, one after the other."""
     from diffusers import StableDiffusionPipeline
     from peft import LoraConfig
@@ -154,15 +153,16 @@ def generate(job: Job, tell: Tell) -> Measured:
         generator = torch.Generator().manual_seed(seed)
         pipe(PROMPT, num_inference_steps=steps, guidance_scale=7.5, height=size, width=size, generator=generator)
 
-    draw(0, 1)
-    begun = clock(device)
-    for seed in range(job.batch):
-        draw(seed, job.steps)
-        tell(seed + 1, job.batch)
-    return _measured(device, dtype, job.batch, clock(device) - begun, count)
+    def draw_all(_: int) -> None:
+        for seed in range(job.batch):
+            draw(seed, job.steps)
+            turns.tell(seed + 1, job.batch)
+
+    done, seconds = timed(turns, device, draw_all, lambda: draw(0, 1))
+    return _measured(device, dtype, done * job.batch, seconds, count)
 
 
-def load(job: Job, tell: Tell) -> Measured:
+def load(job: Job, turns: Turns) -> Measured:
     """Load the base with diffusers' own loaders, in the number format that lorasmith would take."""
     from diffusers import StableDiffusionPipeline
 
@@ -175,13 +175,15 @@ def load(job: Job, tell: Tell) -> Measured:
             return StableDiffusionPipeline.from_single_file(job.base, **options).to(device)
         return StableDiffusionPipeline.from_pretrained(find_folder(job.base), **options).to(device)
 
-    pipeline()
-    begun, size = clock(device), 0.0
-    for done in range(job.steps):
+    sizes = []
+
+    def once(number: int) -> None:
         pipe = pipeline()
-        size += weights_gb(pipe.unet, pipe.vae, pipe.text_encoder)
-        tell(done + 1, job.steps)
-    return _measured(device, dtype, size, clock(device) - begun, 0.0)
+        sizes.append(weights_gb(pipe.unet, pipe.vae, pipe.text_encoder))
+        turns.tell(number + 1, job.steps)
+
+    done, seconds = timed(turns, device, once, pipeline)
+    return _measured(device, dtype, done * sizes[0], seconds, 0.0)
 
 
 def _random_pictures(folder: Path, size: int) -> Path:

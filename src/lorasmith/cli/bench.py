@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lorasmith.events import Event
 
 _STEPS = {"train": 10, "generate": 10, "load": 3}
+_SECONDS = 360.0  # of measuring, if --steps does not say how much; a large base on a CPU would take half an hour
 
 
 @click.command("bench", short_help="Measure speed beside the usual scripts.")
@@ -23,7 +24,11 @@ _STEPS = {"train": 10, "generate": 10, "load": 3}
 @click.option("--base", default="starter", show_default=True, help="The base, as for the other commands.")
 @click.option("--size", type=click.IntRange(32, 2048), help="Side in pixels.  [default: the base's own size]")
 @click.option("--batch", type=click.IntRange(1, 256), default=4, show_default=True, help="Pictures at once.")
-@click.option("--steps", type=click.IntRange(1, 1000), help="Optimizer or sampler steps; times to load.  [10; load 3]")
+@click.option(
+    "--steps",
+    type=click.IntRange(1, 1000),
+    help="Optimizer or sampler steps; times to load.  [10; load 3; fewer if slow]",
+)
 @click.option("--rank", type=click.IntRange(1, 1024), default=16, show_default=True, help="Rank of the LoRA.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16; lorasmith's only.")
@@ -47,8 +52,8 @@ def command(
 
     The reference way is that of the stock scripts, diffusers and peft alone: for training the VAE and the text
     encoder at each step, one picture at a time with accumulation, gradient checkpointing; for generating one prompt
-    at a time with the LoRA as layers of its own; for loading from_pretrained. Each runs in a process of its own, one
-    after the other.
+    at a time with the LoRA as layers of its own; for loading from_pretrained. Each runs in a process of its own, and
+    both take turns of a few steps, so that whatever else the machine does meets them alike.
 
     \b
     Examples:
@@ -66,7 +71,7 @@ def command(
     found: list[Comparison] = []
 
     def events() -> Iterator[Event]:
-        found.append((yield from bench(job, reference=not no_reference)))
+        found.append((yield from bench(job, reference=not no_reference, seconds=None if steps else _SECONDS)))
 
     if as_json:
         for _ in events():
