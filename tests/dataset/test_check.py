@@ -272,7 +272,7 @@ def test_a_second_run_reads_the_cache_and_finds_the_same(tmp_path: Path, monkeyp
     first = run(tmp_path / "out", folder, cache=cache)
     page = (tmp_path / "out" / PAGE).read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("lorasmith.dataset.check.see", None)  # nothing is looked at again
+        patch.setattr("lorasmith.dataset.lookers.see", None)  # nothing is looked at again
         assert run(tmp_path / "out", folder, cache=cache) == first
     assert (tmp_path / "out" / PAGE).read_bytes() == page
     write(folder / "0.png", busy(77, 32))

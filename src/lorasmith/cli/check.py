@@ -58,7 +58,7 @@ def command(
     from lorasmith.cli.screen import say, show
     from lorasmith.dataset.check import Options, check, default_cache, default_out
 
-    options = Options(chosen, trigger, None if no_cache else default_cache())
+    options = Options(chosen, trigger, None if no_cache else default_cache(), processes=True)
     found: list[Found] = []
     events = check(sources, out or default_out(sources), options)
     finished = show(events if as_json else _kept_back(events, found), as_json=as_json)

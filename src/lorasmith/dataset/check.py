@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -39,16 +36,14 @@ from lorasmith.dataset.judge import (
     judge_names_together,
     judge_together,
 )
-from lorasmith.dataset.picture import PictureError
+from lorasmith.dataset.lookers import answers
 from lorasmith.dataset.read import Dataset, Example, example_of, same_files
-from lorasmith.dataset.seen import Seen, see
+from lorasmith.dataset.seen import Seen
 from lorasmith.dataset.split import split
 from lorasmith.dataset.variety import Variety, variety
 from lorasmith.errors import DataError, OutputError
 from lorasmith.events import Event, Finished, Note, Progress
 from lorasmith.files import new_folder
-
-_AHEAD = 4  # pictures in work or waiting, for each worker
 
 
 def check(sources: Sequence[Path], out: Path, options: Options) -> Iterator[Event]:
@@ -169,7 +164,7 @@ def _look_at_all(
     yield Progress("look", 0, len(listed))
     for found in judge_names_together(listed):
         yield findings.add(found)
-    for done, (each, seen) in enumerate(_looks(listed, options.workers or _cores(), cache), start=1):
+    for done, (each, seen) in enumerate(_looks(listed, options, cache), start=1):
         for found in judge_name(each):
             yield findings.add(found)
         if isinstance(seen, Finding):
@@ -187,37 +182,17 @@ def _look_at_all(
         yield Progress("look", done, len(listed))
 
 
-def _looks(listed: Sequence[Listed], workers: int, cache: CheckCache) -> Iterator[tuple[Listed, Seen | Finding]]:
-    """Yield each picture with what was seen of it or why it cannot be used, in order, few at a time in memory."""
-    todo = iter(listed)
-    waiting: deque[tuple[Listed, Seen | Future[Seen]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="look")
+def _looks(listed: Sequence[Listed], options: Options, cache: CheckCache) -> Iterator[tuple[Listed, Seen | Finding]]:
+    """Yield each picture with what was seen of it or why it cannot be used, in order; keep in the cache what is new."""
     try:
-        while True:
-            for each in islice(todo, _AHEAD * workers - len(waiting)):
-                waiting.append((each, cache.get(each.path) or pool.submit(see, each.path)))
-            if not waiting:
-                return
-            each, work = waiting.popleft()
-            if isinstance(work, Seen):
-                yield each, work
-                continue
-            try:
-                seen = work.result()
-            except PictureError as error:
-                yield each, finding(error.code, error.what, each.path)
-                continue
-            cache.put(each.path, seen)
-            yield each, seen
+        paths = [each.path for each in listed]
+        found = answers(paths, options.workers, cache.get, processes=options.processes)
+        for each, (answer, is_new) in zip(listed, found):
+            if is_new and isinstance(answer, Seen):
+                cache.put(each.path, answer)
+            yield each, answer
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
         cache.commit()
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _varieties(usable: Sequence[Usable]) -> dict[str, Variety]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,15 @@ class Options:
         recipe: what the data is for; its resolution, its seed and how much it holds out count.
         trigger: a word that every caption shall hold.
         cache: the cache's file; None for none that lasts.
-        workers: threads; None for one for each core.
+        workers: how many pictures are looked at at once; None for as many as there are cores.
+        processes: whether processes may do it; a script needs ``if __name__ == "__main__"`` for that.
     """
 
     recipe: Recipe
     trigger: str = ""
     cache: Path | None = None
     workers: int | None = None
+    processes: bool = False
 
     @property
     def resolution(self) -> int:
@@ -110,7 +112,7 @@ def make_report(
                 "pictures_usable": counts[part.folder.label],
                 "captions_from": part.captions_from or None,
                 "repeats": part.folder.repeats,
-                "variety": dict(varied.figures) if (varied := varieties.get(part.folder.label)) else None,
+                "variety": _rounded(varied.figures) if (varied := varieties.get(part.folder.label)) else None,
                 "plain_backgrounds": varied.plain if varied else None,
             }
             for part in contents
@@ -118,6 +120,11 @@ def make_report(
         "counts": dict(Counter(f.code for f in found)),
         "findings": [_plain(f) for f in found],
     }
+
+
+def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    """Return figures without the digits that differ from run to run."""
+    return {name: round(figure, 4) for name, figure in figures.items()}
 
 
 def _plain(found: Finding) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Look at a picture once: what its file says of itself, and a small upright copy to measure, from one decoding.
 
 Memory: a picture is held once, in its own mode, and shrunk band by band, so that 120 million pixels with
-transparency take 480 MB and not several times that; and few pictures of that size are held at once, see ``_Room``.
+transparency take 480 MB and not several times that; and few pictures of that size are held at once, see ``Room``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.context import SpawnContext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,7 +34,7 @@ SIDE = 512  # pixels of the small copy's shorter side
 LONGEST = 4 * SIDE
 _NEARLY = 0.9  # of SIDE; a whole fraction of a picture that is no smaller is taken as it is, being the fastest
 _BAND = 1 << 22  # pixels that are converted at once
-_ROOM = 24_000_000  # pixels that are decoded at the same time, or one picture of any size
+ROOM = 24_000_000  # pixels that are decoded at the same time, or one picture of any size
 
 
 @dataclass(frozen=True)
@@ -56,28 +59,36 @@ class Look:
     picture: Picture
 
 
-class _Room:
+class Room:
     """Lets pictures in as long as their pixels together are few; one too large for the room goes in alone."""
 
-    def __init__(self, pixels: int) -> None:
-        self._free = self._all = pixels
-        self._changed = threading.Condition()
+    def __init__(self, pixels: int, context: SpawnContext | None = None) -> None:
+        """Make a room for this process's threads, or with a ``context`` for the processes that it starts."""
+        self._all = pixels
+        self._free: Any = SimpleNamespace(value=pixels) if context is None else context.Value("q", pixels, lock=False)
+        self._changed: Any = threading.Condition() if context is None else context.Condition()
 
     @contextmanager
     def __call__(self, pixels: int) -> Iterator[None]:
         need = min(pixels, self._all)
         with self._changed:
-            self._changed.wait_for(lambda: self._free >= need)
-            self._free -= need
+            self._changed.wait_for(lambda: self._free.value >= need)
+            self._free.value -= need
         try:
             yield
         finally:
             with self._changed:
-                self._free += need
+                self._free.value += need
                 self._changed.notify_all()
 
 
-_room = _Room(_ROOM)
+_room = Room(ROOM)
+
+
+def share_room(room: Room) -> None:
+    """From now on let pictures into a room that other processes use too."""
+    global _room
+    _room = room
 
 
 def look(path: Path) -> Look:

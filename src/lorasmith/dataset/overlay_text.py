@@ -8,6 +8,7 @@ top hats) are joined into rows, and a row is judged by a logistic regression ove
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -137,11 +138,11 @@ def _pieces(stands: Picture, level: int) -> _Pieces | None:
     return _Pieces(labels, index, stats[index, :4], area[index], centre, size, aspect, contrast, stands)
 
 
-def _letters(small: Picture, pieces: _Pieces, members: npt.NDArray[np.int64], distance: _Float) -> _Letters:
+def _letters(small: Picture, pieces: _Pieces, members: npt.NDArray[np.int64], rim: Mask) -> _Letters:
     """Measure the pieces of a row.
 
     Args:
-        distance: how far each pixel of a piece lies from what is no piece, float32 (height, width).
+        rim: true on the pixels of pieces that lie beside what is no piece, bool (height, width).
     """
     count = len(members)
     stroke, solid = np.zeros(count, np.float32), np.zeros(count, np.float32)
@@ -150,33 +151,33 @@ def _letters(small: Picture, pieces: _Pieces, members: npt.NDArray[np.int64], di
     for k, member in enumerate(members.tolist()):
         part, own = pieces.own(member)
         area = float(pieces.area[member])
-        stroke[k] = 2 * area / max(1.0, float((own & (distance[part] <= 1.5)).sum()))
-        hull = cv2.convexHull(np.argwhere(own)[:, ::-1].astype(np.int32)).reshape(-1, 2)
+        stroke[k] = 2 * area / max(1, np.count_nonzero(own & rim[part]))
+        mask = own.view(np.uint8)
+        hull = cv2.convexHull(cv2.findNonZero(mask)).reshape(-1, 2)
         solid[k] = area / max(1.0, cv2.contourArea(hull) + 1)
         hulls.append((hull + pieces.boxes[member, :2]).astype(np.float32))
-        colours[k] = small[part][own].mean(0)
+        colours[k] = cv2.mean(small[part], mask)[:3]
     return _Letters(stroke, np.minimum(solid, 1.5), tuple(hulls), colours)
 
 
 def _rows(small: Picture, pieces: _Pieces, level: int) -> list[Row]:
     """Join pieces into rows, the longest first; each piece is in one row at most."""
-    difference = pieces.centre[:, None] - pieces.centre[None]
-    distance = np.hypot(difference[..., 0], difference[..., 1])
-    larger = np.maximum(pieces.size[:, None], pieces.size[None])
-    smaller = np.minimum(pieces.size[:, None], pieces.size[None])
-    near = (distance < 1.3 * larger) & (smaller > 0.45 * larger) & (distance > 0)
+    x, y = np.ascontiguousarray(pieces.centre.T)
+    squared = np.square(x[:, None] - x) + np.square(y[:, None] - y)
+    larger = np.maximum(pieces.size[:, None], pieces.size)
+    smaller = np.minimum(pieces.size[:, None], pieces.size)
+    near = (squared < 1.69 * np.square(larger)) & (smaller > 0.45 * larger) & (squared > 0)
     first, second = np.nonzero(np.triu(near))
-    order = np.argsort(distance[first, second] / larger[first, second], kind="stable")[:_PAIRS]
+    order = np.argsort(squared[first, second] / np.square(larger[first, second]), kind="stable")[:_PAIRS]
     contrasts = np.sort(np.stack([pieces.contrast[first[order]], pieces.contrast[second[order]]]), axis=0)
-    order = order[contrasts[1] < 2.34 * contrasts[0]]  # _row refuses the others
+    order = order[contrasts[1] < 2.34 * contrasts[0]]  # _in_line refuses the others
     found: list[npt.NDArray[np.int64]] = []
     together: set[tuple[int, int]] = set()
-    for i, j in zip(first[order].tolist(), second[order].tolist()):
-        if (i, j) in together:
-            continue
-        members = _row(pieces, i, j)
-        found.append(members)
-        together.update((min(pair), max(pair)) for pair in itertools.pairwise(members.tolist()))
+    first, second = first[order], second[order]
+    for pair, members in zip(zip(first.tolist(), second.tolist()), _in_line(pieces, first, second)):
+        if pair not in together:
+            found.append(members)
+            together.update((min(each), max(each)) for each in itertools.pairwise(members.tolist()))
     used = np.zeros(len(pieces), dtype=bool)
     rows = []
     members_all = sorted((m for m in found if len(m) >= _FEWEST), key=lambda m: -len(m))
@@ -188,60 +189,78 @@ def _rows(small: Picture, pieces: _Pieces, level: int) -> list[Row]:
     if not rows:
         return []
     share = float(used.sum() / len(pieces))
-    distance = np.asarray(cv2.distanceTransform((pieces.stands >= level).astype(np.uint8), cv2.DIST_L2, 3))
-    return [_judged(pieces, members, _letters(small, pieces, members, distance), share, level) for members in rows]
+    rim = np.asarray(cv2.distanceTransform((pieces.stands >= level).astype(np.uint8), cv2.DIST_L2, 3)) <= 1.5
+    return [_judged(pieces, members, _letters(small, pieces, members, rim), share, level) for members in rows]
 
 
-def _row(pieces: _Pieces, i: int, j: int) -> npt.NDArray[np.int64]:
-    """Return the pieces in line with two of them, at even distances, in order."""
-    along = pieces.centre[j] - pieces.centre[i]
-    along = along / np.linalg.norm(along)
-    away = pieces.centre - (pieces.centre[i] + pieces.centre[j]) / 2
-    typical = (pieces.size[i] + pieces.size[j]) / 2
-    contrast = (pieces.contrast[i] + pieces.contrast[j]) / 2
-    offset = np.abs(away @ np.array([-along[1], along[0]], np.float32))
-    place = away @ along
+def _in_line(
+    pieces: _Pieces, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]
+) -> list[npt.NDArray[np.int64]]:
+    """Return for each of many pairs the pieces in line with the two, at even distances, in order; none if they differ.
+
+    Args:
+        pieces: all that stand out.
+        first: one piece of each pair, int64 (n,).
+        second: the other.
+    """
+    pairs, steps = np.arange(len(first)), pieces.centre[second] - pieces.centre[first]
+    along = steps / np.maximum(np.linalg.norm(steps, axis=1, keepdims=True), 1e-6)
+    middle = (pieces.centre[first] + pieces.centre[second]) / 2
+    place = along @ pieces.centre.T - (along * middle).sum(1, keepdims=True)
+    normal = np.stack([-along[:, 1], along[:, 0]], axis=1)
+    offset = np.abs(normal @ pieces.centre.T - (normal * middle).sum(1, keepdims=True))
+    typical = ((pieces.size[first] + pieces.size[second]) / 2)[:, None]
+    contrast = ((pieces.contrast[first] + pieces.contrast[second]) / 2)[:, None]
     fits = (offset < 0.3 * typical) & (pieces.size > 0.4 * typical) & (pieces.size < 1.8 * typical)
     fits &= (pieces.contrast > 0.6 * contrast) & (pieces.contrast < 1.6 * contrast)
-    if not (fits[i] and fits[j]):
-        return np.zeros(0, dtype=np.int64)
-    index = np.flatnonzero(fits)
-    index = index[np.argsort(place[index], kind="stable")]
-    where = int(np.searchsorted(place[index], min(place[i], place[j])))
-    gaps = np.diff(place[index]) > 1.9 * typical
-    begin = where
-    while begin > 0 and not gaps[begin - 1]:
-        begin -= 1
-    end = where
-    while end < len(gaps) and not gaps[end]:
-        end += 1
-    return np.asarray(index[begin : end + 1])
+    fits &= (fits[pairs, first] & fits[pairs, second])[:, None]
+    owner, member = np.nonzero(fits)
+    order = np.lexsort((place[owner, member], owner))
+    owner, member = owner[order], member[order]
+    gap = np.abs(np.diff(place[owner, member])) > 1.9 * typical[owner[1:], 0]
+    begin = np.concatenate([[True], gap | (np.diff(owner) != 0)])[: len(owner)]
+    stretch = np.cumsum(begin) - 1
+    bounds = np.append(np.flatnonzero(begin), len(owner))
+    own = np.flatnonzero(member == first[owner])  # one place for each pair that fits
+    runs = dict(zip(owner[own].tolist(), stretch[own].tolist()))
+    none = np.zeros(0, dtype=np.int64)
+    return [member[bounds[run] : bounds[run + 1]] if (run := runs.get(i)) is not None else none for i in pairs.tolist()]
 
 
 def _judged(pieces: _Pieces, members: npt.NDArray[np.int64], letters: _Letters, share: float, level: int) -> Row:
     centre, size = pieces.centre[members], pieces.size[members]
-    typical = float(np.median(size))
-    middle = centre - centre.mean(0)
+    typical = _median(size)
+    mean = centre.mean(0)
+    middle = centre - mean
     _, _, axes = np.linalg.svd(middle, full_matrices=False)
-    offset = float(np.sqrt(np.mean(np.square(middle @ axes[1])))) / typical
-    place = np.sort(middle @ axes[0])
-    gaps = np.diff(place)
-
-    def spread(values: _Float) -> float:
-        return float(values.std() / max(float(values.mean()), 1e-6))
-
-    ends = np.array([((h - centre.mean(0)) @ axes[1]).min() for h in letters.hulls])
-    tops = np.array([((h - centre.mean(0)) @ axes[1]).max() for h in letters.hulls])
-    low, high = sorted(float(np.median(np.abs(e - np.median(e)))) / typical for e in (ends, tops))
-    ground = _ground(pieces, members, letters.hulls) / max(float(pieces.contrast[members].mean()), 1.0)
+    across = middle @ axes[1]
+    offset = math.sqrt(float(across @ across) / len(across)) / typical
+    gaps = np.diff(np.sort(middle @ axes[0]))
+    heights = (np.concatenate(letters.hulls) - mean) @ axes[1]
+    starts = np.cumsum([0, *(len(hull) for hull in letters.hulls[:-1])])
+    sides = (np.minimum.reduceat(heights, starts), np.maximum.reduceat(heights, starts))
+    low, high = sorted(_median(np.abs(side - _median(side))) / typical for side in sides)
+    contrast = pieces.contrast[members]
+    ground = _ground(pieces, members, letters.hulls) / max(float(contrast.mean()), 1.0)
     features = (
-        float(np.log(len(members))), offset, spread(gaps), spread(pieces.contrast[members]),
-        float(letters.solidity.mean()), share, float(np.median(letters.stroke)) / typical,
-        spread(letters.stroke), float(pieces.aspect[members].std()), spread(size),
-        float(np.log(level)), low, high, ground,
+        math.log(len(members)), offset, _spread(gaps), _spread(contrast),
+        float(letters.solidity.mean()), share, _median(letters.stroke) / typical,
+        _spread(letters.stroke), float(pieces.aspect[members].std()), _spread(size),
+        math.log(level), low, high, ground,
         float(letters.colour.std(0).mean()),
     )  # fmt: skip
     return Row(pieces, members, features, letters.hulls)
+
+
+def _median(values: _Float) -> float:
+    """Return the median of a few numbers; numpy's takes ten times as long on them."""
+    ordered = sorted(values.tolist())
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def _spread(values: _Float) -> float:
+    return float(values.std()) / max(float(values.mean()), 1e-6)
 
 
 def _ground(pieces: _Pieces, members: npt.NDArray[np.int64], outlines: tuple[_Float, ...]) -> float:
@@ -252,9 +271,11 @@ def _ground(pieces: _Pieces, members: npt.NDArray[np.int64], outlines: tuple[_Fl
     part = np.s_[top:bottom, left:right]
     area = np.zeros((bottom - top, right - left), np.uint8)
     cv2.fillPoly(area, [cv2.convexHull(hulls - np.array([left, top])).reshape(-1, 1, 2)], 1)
-    own = np.isin(pieces.labels[part], pieces.index[members]).astype(np.uint8)
-    gaps = (area > 0) & (cv2.dilate(own, np.ones((3, 3), np.uint8)) == 0)
-    return float(pieces.stands[part][gaps].mean()) if gaps.any() else 0.0
+    labels = pieces.labels[part]
+    chosen = np.zeros(int(labels.max()) + 1, np.uint8)
+    chosen[pieces.index[members]] = 1
+    gaps = cv2.subtract(area, cv2.dilate(chosen[labels], np.ones((3, 3), np.uint8)))
+    return float(cv2.mean(pieces.stands[part], gaps)[0])
 
 
 def likelihood(features: tuple[float, ...]) -> float:
