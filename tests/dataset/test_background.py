@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lorasmith.dataset.background import border_colour, compose, hex_of, make_behind, require_finder, rgb
+from lorasmith.dataset.background import (
+    _rembg_session,
+    border_colour,
+    compose,
+    find,
+    hex_of,
+    make_behind,
+    require_finder,
+    rgb,
+)
 from lorasmith.dataset.plan import BackgroundSection
 from lorasmith.errors import LorasmithError
 from lorasmith.starter.renderer import render
@@ -79,3 +89,42 @@ def test_rembg_is_asked_for_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
         require_finder("rembg")
     assert "pip install" in str(caught.value)
     require_finder("grabcut")
+
+
+def test_rembg_finds_with_one_model_for_all_pictures(
+    drawn: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, mask = drawn
+    fake = ModuleType("rembg")
+    loaded: list[object] = []
+
+    def new_session() -> object:
+        loaded.append(object())
+        return loaded[-1]
+
+    def remove(data: np.ndarray, *, session: object, only_mask: bool) -> np.ndarray:
+        assert data is picture
+        assert only_mask
+        assert session is loaded[0]
+        if broken:
+            raise ValueError("no such model")
+        return mask.astype(np.uint8) * 255
+
+    broken = False
+    monkeypatch.setattr(fake, "new_session", new_session, raising=False)
+    monkeypatch.setattr(fake, "remove", remove, raising=False)
+    monkeypatch.setitem(sys.modules, "rembg", fake)
+    _rembg_session.cache_clear()
+    try:
+        require_finder("rembg")
+        for _ in range(3):
+            found = find(picture, "rembg")
+            assert (found.mask == mask).all()
+            assert found.confidence == 1
+        assert len(loaded) == 1
+        broken = True
+        with pytest.raises(LorasmithError, match="no such model") as caught:
+            find(picture, "rembg")
+        assert "grabcut" in str(caught.value)
+    finally:
+        _rembg_session.cache_clear()

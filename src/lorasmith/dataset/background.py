@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -59,12 +60,20 @@ def _by_rembg(picture: Picture) -> Subject:
     import rembg
 
     try:
-        found = np.asarray(rembg.remove(picture, only_mask=True))
+        found = np.asarray(rembg.remove(picture, session=_rembg_session(), only_mask=True))
     except Exception as error:  # it downloads a model and runs it: anything may happen
         raise LorasmithError(f"rembg failed: {error}.", fix='Use background.finder = "grabcut".') from error
     found = found if found.ndim == 2 else found[..., -1]
     unsure = float((np.abs(found.astype(np.float32) - 127.5) < 90).mean())
     return subject_of(found > 127, confidence=float(np.clip(1 - 4 * unsure, 0, 1)))
+
+
+@lru_cache(maxsize=1)
+def _rembg_session() -> Any:
+    """Return rembg's model, loaded once; by itself rembg loads it for every picture."""
+    import rembg
+
+    return rembg.new_session()
 
 
 def border_colour(picture: Picture, known: Mask | None = None) -> tuple[int, int, int]:

@@ -41,7 +41,8 @@ summary{cursor:pointer;padding:12px 0;font-weight:600}summary .n{float:right;col
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(168px,1fr));gap:12px;padding-bottom:16px}
 .one{font-size:12.5px;line-height:1.35;overflow-wrap:anywhere}
 .wide{grid-column:1/-1}.row{display:flex;flex-wrap:wrap;gap:6px}
-.t{width:168px;height:168px;background:#8884 center/contain no-repeat;border-radius:6px;margin-bottom:4px}
+.t{width:168px;height:168px;background:#8884 center/contain no-repeat;border-radius:6px;margin-bottom:4px;
+box-shadow:inset 0 0 0 1px var(--line)}
 .row .t{width:112px;height:112px}code{font-size:12px}ul{margin:0 0 14px;padding-left:20px;overflow-wrap:anywhere}
 """
 
@@ -152,7 +153,7 @@ def _group(code: str, findings: Sequence[Finding], thumbnails: _Thumbnails) -> s
     for found in findings[:PER_KIND]:
         pictures = ([found.file] if found.file is not None else []) + list(found.related)
         places = [place for path in list(dict.fromkeys(pictures))[:PER_GROUP] if (place := thumbnails.place(path))]
-        where = f"<br><code>{_text(found.where)}</code>" if found.line else ""
+        where = f"<br>{_place_of(found)}" if found.line else ""
         if len(places) > 1:
             unseen = len(set(pictures)) - PER_GROUP
             rest = f" <span class='soft'>and {unseen} more</span>" if unseen > 0 else ""
@@ -161,7 +162,7 @@ def _group(code: str, findings: Sequence[Finding], thumbnails: _Thumbnails) -> s
         elif places:
             cards.append(f'<div class="one">{places[0]}{_text(found.message)}{where}</div>')
         else:
-            lines.append(f"<li>{_text(found.message)} <code>{_text(found.where)}</code></li>")
+            lines.append(f"<li>{_text(found.message)} {_place_of(found)}</li>")
     listed = f"<ul>{''.join(lines)}</ul>" if lines else ""
     grid = f'<div class="grid">{"".join(cards)}</div>' if cards else ""
     left = len(findings) - PER_KIND
@@ -172,6 +173,14 @@ def _group(code: str, findings: Sequence[Finding], thumbnails: _Thumbnails) -> s
         f'<p class="why">{_text(kind.means)} {_text(kind.why)} <b>To do:</b> {_text(kind.fix)}</p>'
         f"{listed}{grid}{more}</details>"
     )
+
+
+def _place_of(found: Finding) -> str:
+    """Return the file and line of a finding, short, with the whole path where the pointer rests."""
+    if found.file is None:
+        return ""
+    short = f"{found.file.parent.name}/{found.file.name}" + (f":{found.line}" if found.line else "")
+    return f'<code title="{_text(found.where)}">{_text(short)}</code>'
 
 
 def _text(value: object) -> str:
