@@ -27,8 +27,12 @@ TEXT: dict[str, Any] = {
 }  # fmt: skip
 
 
-def write_folder(folder: Path) -> Path:
-    """Write such a base as a diffusers folder, with diffusers' and transformers' own code, and return it."""
+def write_folder(folder: Path, **unet: Any) -> Path:
+    """Write such a base as a diffusers folder, with diffusers' and transformers' own code, and return it.
+
+    Args:
+        unet: settings of the UNet that differ.
+    """
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -38,7 +42,7 @@ def write_folder(folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         pipeline = StableDiffusionPipeline(
-            unet=UNet2DConditionModel(**UNET),
+            unet=UNet2DConditionModel(**UNET, **unet),
             vae=AutoencoderKL(**VAE),
             text_encoder=CLIPTextModel(CLIPTextConfig(**TEXT, initializer_factor=5.0)),
             tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),

@@ -14,6 +14,8 @@ from torch import Tensor
 from lorasmith.errors import ModelError
 from lorasmith.model.stable_diffusion import StableDiffusion, load_base
 
+from .sd1_like import write_folder
+
 FILES = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
@@ -131,3 +133,57 @@ def test_settings_and_weights_that_do_not_belong_together(copy: Path) -> None:
     with pytest.raises(ModelError, match="of the wrong shape") as caught:
         load_base(str(copy))
     assert "instead of" in caught.value.what
+
+
+def test_another_family_in_the_same_kind_of_folder_is_refused_by_name(tmp_path: Path) -> None:
+    write_folder(tmp_path / "sd2", use_linear_projection=True)
+    with pytest.raises(ModelError, match=r"This is a Stable Diffusion 2\.x base"):
+        load_base(str(tmp_path / "sd2"))
+
+
+def test_a_wish_for_the_average_that_the_folder_cannot_tell_is_said(copy: Path) -> None:
+    assert load_base(str(copy)).notes == ()
+    assert "does not say" in load_base(str(copy), weights="ema").notes[0]
+
+
+def test_a_folder_that_is_no_base_names_what_lies_in_it(copy: Path, tmp_path: Path) -> None:
+    def fix(folder: Path) -> str:
+        with pytest.raises(ModelError, match="model_index") as caught:
+            load_base(str(folder))
+        return str(caught.value.fix)
+
+    assert fix(copy / "unet") == f"Name the whole base, {copy}"
+    assert fix(tmp_path) == f"Name what lies in it: {copy}"
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "01"
+    shutil.copytree(copy, snapshot)
+    assert fix(tmp_path / "models--a--b") == f"Name what lies in it: {snapshot}"
+    (tmp_path / "files").mkdir()
+    for name in ("a.ckpt", "b.safetensors", "c.ckpt", "d.ckpt", "e.txt"):
+        (tmp_path / "files" / name).touch()
+    assert fix(tmp_path / "files").endswith("c.ckpt or another")
+    (tmp_path / "empty").mkdir()
+    assert "diffusers layout" in fix(tmp_path / "empty")
+
+
+def test_a_name_that_is_nearly_one_is_guessed(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("v1-5-pruned.ckpt").touch()
+    (tmp_path / "models").mkdir()
+    copy.rename("models/sd15")
+    for wrong, right in (
+        ("v1-5-prund.ckpt", "v1-5-pruned.ckpt"),
+        ("v1-5-pruned", "v1-5-pruned.ckpt"),
+        ('"v1-5-pruned.ckpt"', "v1-5-pruned.ckpt"),
+        ("models\\sd15", "models/sd15"),
+        ("./models/sd1.5", "models/sd15"),
+    ):
+        with pytest.raises(ModelError, match="There is no base") as caught:
+            load_base(wrong)
+        assert f'Did you mean "{right}"?' in str(caught.value.fix)
+    with pytest.raises(ModelError, match="There is no base") as caught:
+        load_base("modls/deep/v1.ckpt")
+    assert f"There is no folder {Path('modls/deep')} that" in str(caught.value.fix)
+    for odd in ("a" * 5000, "~nobody-of-this-name/v1.ckpt", "a\0b"):
+        for choice in ({"name": odd}, {"name": "models/sd15", "vae": odd}):
+            with pytest.raises(ModelError):
+                load_base(**choice)

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorasmith.errors import DeviceError, ModelError, RecipeError
-from lorasmith.model.stable_diffusion import StableDiffusion, load_base, pick_device, pick_dtype
+from lorasmith.model import stable_diffusion
+from lorasmith.model.stable_diffusion import StableDiffusion, computes_slowly, load_base, pick_device, pick_dtype
 
 
 @pytest.fixture
@@ -138,3 +139,17 @@ def test_devices_and_precisions() -> None:
         pick_device("gpu")
     with pytest.raises(DeviceError):
         pick_device("cuda:77")
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_cpu_that_imitates_bf16_does_not_take_it_and_says_so(
+    native: bool, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stable_diffusion, "_cpu_multiplies_bf16", lambda: native)
+    cpu = torch.device("cpu")
+    assert pick_dtype("auto", cpu) == (torch.bfloat16 if native else torch.float32)
+    assert computes_slowly(cpu, torch.bfloat16) is not native
+    assert not computes_slowly(cpu, torch.float32) and not computes_slowly(torch.device("cuda"), torch.bfloat16)
+    notes = " ".join(load_base(str(tiny_base), dtype=torch.bfloat16).notes)
+    assert ("imitates" in notes) is not native
+    assert load_base(str(tiny_base)).notes == ()

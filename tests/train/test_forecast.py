@@ -14,6 +14,7 @@ import torch
 from lorasmith.dataset.read import Example, read_dataset
 from lorasmith.errors import DeviceError
 from lorasmith.events import Event, Forecast, Note, Progress, StepDone, Warned
+from lorasmith.model import stable_diffusion
 from lorasmith.model.lora import LoraConfig, attach
 from lorasmith.model.stable_diffusion import StableDiffusion, load_base
 from lorasmith.recipe.load import load_recipe
@@ -193,6 +194,17 @@ def test_what_is_suggested_fits_and_saves_what_it_says(
         assert any("data.resolution = 64" in text for text in texts)
     else:  # no change of one thing is enough
         assert all(len(change.settings) > 1 for change in changes)
+
+
+@pytest.mark.usefixtures("remembered")
+@pytest.mark.parametrize("native", [True, False])
+def test_no_number_format_is_suggested_that_the_device_imitates(
+    sd: StableDiffusion, make_recipe: MakeRecipe, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stable_diffusion, "_cpu_multiplies_bf16", lambda: native)
+    recipe = make_recipe(train=LARGE)
+    changes = suggestions(estimator(sd, room=estimator(sd).need(recipe)), recipe)
+    assert changes and any("train.precision" in change.settings for change in changes) is native
 
 
 def told(sd: StableDiffusion, recipe: Recipe, room: float) -> tuple[list[Event], tuple[Recipe, Forecast]]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lorasmith.events import Event
 
 _STEPS = {"train": 10, "generate": 10, "load": 3}
-_SECONDS = 360.0  # of measuring, if --steps does not say how much; a large base on a CPU would take half an hour
+_SECONDS = 300.0  # of measuring, if --steps does not say how much; a large base on a CPU would take half an hour
 
 
 @click.command("bench", short_help="Measure speed beside the usual scripts.")
@@ -27,7 +27,7 @@ _SECONDS = 360.0  # of measuring, if --steps does not say how much; a large base
 @click.option(
     "--steps",
     type=click.IntRange(1, 1000),
-    help="Optimizer or sampler steps; times to load.  [10; load 3; fewer if slow]",
+    help="Optimizer or sampler steps; times to load.  [10; load 3; fewer where they would take over 5 minutes]",
 )
 @click.option("--rank", type=click.IntRange(1, 1024), default=16, show_default=True, help="Rank of the LoRA.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")

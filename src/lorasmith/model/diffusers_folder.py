@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lorasmith.errors import ModelError
+from lorasmith.model.architecture import identify
 from lorasmith.model.base_files import PARTS, BaseFiles, WeightChoice
 from lorasmith.model.base_settings import result_settings
 from lorasmith.model.checkpoint_file import open_checkpoint
@@ -21,6 +23,7 @@ _STEMS = {
 _SCHEDULER_FILES = ("scheduler_config.json", "config.json")
 _COPY = "Copy the base's whole folder."
 _CONFIG_LIMIT = 1 << 20
+_SHOWN = 3
 NON_EMA = ".non_ema"
 
 
@@ -41,6 +44,9 @@ def read_folder(folder: Path, weights: WeightChoice = "auto") -> BaseFiles:
     for part in PARTS:
         variants = found if part == "unet" else ("", ".fp16")
         parts[part] = read_part(part, folder / part, configs[part], variants)
+    unet = identify({name: place.shape for name, place in parts["unet"].places.items()})
+    if unet.kind == "unet" and not unet.supported:  # an SD 2.x folder says StableDiffusionPipeline too
+        raise replace(unet, kind="base").refusal(str(folder))
     scheduler = next((f for n in _SCHEDULER_FILES if (f := folder / "scheduler" / n).is_file()), None)
     if scheduler is None:
         raise ModelError("The base's scheduler has no settings.", where=str(folder / "scheduler"), fix=_COPY)
@@ -78,7 +84,12 @@ def _unet_variant(folder: Path, weights: WeightChoice) -> tuple[tuple[str, ...],
     """Return the variants of the UNet's files to look for, the best first, and what to tell the user."""
     own = any(folder.glob(f"*{NON_EMA}*"))
     if weights == "ema":
-        return ("", ".fp16"), ("Using the moving average (EMA) of the UNet's weights, as asked.",) if own else ()
+        return ("", ".fp16"), (
+            "Using the moving average (EMA) of the UNet's weights, as asked."
+            if own
+            else "The folder holds the UNet's weights once, and does not say whether they are a moving average (EMA); "
+            "using them.",
+        )
     if not own:
         return ("", ".fp16"), ()
     return (NON_EMA,), (
@@ -108,13 +119,23 @@ def read_config(file: Path) -> dict[str, Any]:
     return config
 
 
+def _what_is_inside(folder: Path) -> str:
+    """Return what to do about a folder that is no base: name what lies in it, or the folder around it."""
+    if (folder.parent / "model_index.json").is_file():
+        return f"Name the whole base, {folder.parent}"
+    bases = [index.parent for depth in ("*", "snapshots/*") for index in folder.glob(f"{depth}/model_index.json")]
+    files = [f for f in folder.glob("*") if f.suffix.lower() in (".safetensors", ".ckpt") and f.is_file()]
+    found = [str(path) for path in (*sorted(bases), *sorted(files))]
+    if found:
+        return f"Name what lies in it: {' or '.join(found[:_SHOWN])}{' or another' * (len(found) > _SHOWN)}"
+    return "Name a folder in the diffusers layout, or one .safetensors or .ckpt file."
+
+
 def _check_layout(folder: Path) -> None:
     index = folder / "model_index.json"
     if not index.is_file():
         raise ModelError(
-            "This folder is not a base: it has no model_index.json.",
-            where=str(folder),
-            fix="Name a folder in the diffusers layout, or one .safetensors or .ckpt file.",
+            "This folder is not a base: it has no model_index.json.", where=str(folder), fix=_what_is_inside(folder)
         )
     kind = str(read_config(index).get("_class_name", ""))
     if not kind.startswith("StableDiffusion") or "XL" in kind or "3" in kind or (folder / "text_encoder_2").exists():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from lorasmith.errors import ModelError
@@ -11,6 +13,7 @@ from lorasmith.model.base_files import PARTS, BaseFiles, WeightChoice
 from lorasmith.model.base_settings import result_settings
 from lorasmith.model.checkpoint_file import open_checkpoint
 from lorasmith.model.diffusers_folder import NON_EMA, read_config, read_folder, read_part, weight_files
+from lorasmith.model.file_facts import printable
 from lorasmith.model.original_layout import PREFIXES, SD1_SETTINGS, original_vae_names, vae_config
 from lorasmith.model.part_weights import PartWeights, open_files
 from lorasmith.model.single_file import read_original_vae, read_single_file
@@ -38,7 +41,7 @@ def find_base(name: str, *, vae: str | None = None, weights: WeightChoice = "aut
     Raises:
         ModelError: see ``load_base``.
     """
-    path = Path(name).expanduser()
+    path = _path(name)
     lacking: tuple[str, ...] = ()
     if name != "starter" and path.is_file():
         files, lacking = read_single_file(path, weights)
@@ -73,12 +76,40 @@ def find_folder(name: str, weights: WeightChoice = "auto") -> Path:
                 fix="Install lorasmith again, or make it: python -m lorasmith.starter.build --out DIR",
             )
         return starter_folder()
-    path = Path(name).expanduser()
+    path = _path(name)
     if path.is_dir():
         return path
     if _HUB_ID.fullmatch(name) and path.suffix not in (".safetensors", ".ckpt", ".pt", ".bin"):
         return _hub_folder(name, weights)
-    raise ModelError(f'There is no base "{name}".', where=str(path.absolute()), fix=_FORMS)
+    raise ModelError(f'There is no base "{name}".', where=str(path.absolute()), fix=f"{_meant(name)}{_FORMS}")
+
+
+def _path(name: str) -> Path:
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such user's home, a zero byte
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ModelError(f"A base cannot be named so: {reason}.", where=printable(name), fix=_FORMS) from error
+    return path
+
+
+def _meant(name: str) -> str:
+    """Return a question about a name that is nearly one of a file or folder here, or ""."""
+    plain = name.strip().strip("\"'")
+    for text in (plain, plain.replace("\\", "/"), f"{plain}.safetensors", f"{plain}.ckpt"):
+        with suppress(OSError):  # too long with its ending
+            if text and text != name and Path(text).expanduser().exists():
+                return f'Did you mean "{text}"? '
+    path = Path(plain.replace("\\", "/")).expanduser()
+    if path.exists():
+        return "What is there is neither a file nor a folder. "
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return f"There is no folder {path.parent} that can be read. "
+    close = get_close_matches(path.name, names, n=1, cutoff=0.75)
+    return f'Did you mean "{path.with_name(close[0])}"? ' if close else ""
 
 
 def _hub_folder(name: str, weights: WeightChoice) -> Path:
@@ -119,7 +150,7 @@ def find_vae(name: str) -> tuple[dict[str, object], PartWeights]:
     Raises:
         ModelError: it is no such thing.
     """
-    path = Path(name).expanduser()
+    path = _path(name)
     if path.is_dir():
         folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
         config = read_config(folder / "config.json")

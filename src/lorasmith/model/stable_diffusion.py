@@ -209,7 +209,7 @@ def load_base(
         scheduler_config=parts.scheduler_config,
         source=name,
         weights=parts.weights,
-        notes=files.notes,
+        notes=(*files.notes, *_about_speed(torch.device(device), dtype)),
         device=torch.device(device),
         dtype=dtype,
         originals={},
@@ -269,6 +269,20 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     except KeyError:
         raise RecipeError(f'"{precision}" is not a precision.', fix="Write auto, fp32, bf16 or fp16.") from None
+
+
+def computes_slowly(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether ``device`` has to imitate ``dtype``, which is far slower than float32."""
+    return device.type == "cpu" and dtype == torch.bfloat16 and not _cpu_multiplies_bf16()
+
+
+def _about_speed(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    if not computes_slowly(device, dtype):
+        return ()
+    return (
+        "This CPU does not multiply bf16 (it has neither AVX512-BF16 nor AMX) and imitates it, some 30 to 200 times "
+        'as slowly as fp32. With precision = "auto" it computes in fp32.',
+    )
 
 
 def _cpu_multiplies_bf16() -> bool:

@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from lorasmith.model.stable_diffusion import computes_slowly
+
 _SECONDS = 0.06  # each rate is measured for at least so long, after one call that is not counted
 _WEIGHT_FILES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 _CONTROL_GROUPS = (  # limit, use, statistics, and the name there of what the system can take back
@@ -86,8 +88,9 @@ def _rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float, floa
     side, count = (4096, 2**24) if gpu else (1024, 2**22)
     a, b, c = torch.randn(3, side, side, device=device)
     product_fp32 = _seconds(lambda: torch.mm(a, b, out=c), device)
-    a, b, c = a.to(dtype), b.to(dtype), c.to(dtype)
-    product = product_fp32 if dtype == torch.float32 else _seconds(lambda: torch.mm(a, b, out=c), device)
+    shorter = 8 if computes_slowly(device, dtype) else 1  # where a product of that size would take many seconds
+    a, b, c = (x[: side // shorter, : side // shorter].to(dtype) for x in (a, b, c))
+    product = shorter**3 * _seconds(lambda: torch.mm(a, b, out=c), device) if dtype != torch.float32 else product_fp32
     x, y = torch.ones(2, count, device=device)
     total = _seconds(lambda: torch.add(x, 1.0, out=y), device)
     small = torch.ones(16, device=device)

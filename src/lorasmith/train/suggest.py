@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lorasmith.model.stable_diffusion import pick_dtype
+from lorasmith.model.stable_diffusion import computes_slowly, pick_dtype
 from lorasmith.recipe.dump import toml_value
 from lorasmith.recipe.load import load_recipe
 from lorasmith.recipe.schema import Recipe
@@ -82,8 +82,9 @@ def _candidates(estimator: Estimator, recipe: Recipe) -> Iterator[tuple[str, dic
         yield "", {"train.gradient_checkpointing": True}
     if train.batch > 1 and train.batch * train.accumulation <= _MOST_ACCUMULATION:
         yield "", {"train.batch": 1, "train.accumulation": train.batch * train.accumulation}
-    if estimator.costs(recipe).dtype == torch.float32:
-        better = pick_dtype("auto", estimator.sd.device)
+    device = estimator.sd.device
+    if estimator.costs(recipe).dtype == torch.float32 and not computes_slowly(device, torch.bfloat16):
+        better = pick_dtype("auto", device)
         yield "", {"train.precision": "fp16" if better == torch.float16 else "bf16"}
     if lora.text_encoder:
         yield "", {"lora.text_encoder": False}
