@@ -128,7 +128,7 @@ def _drawn(sd: StableDiffusion, asked: Sequence[tuple[str, str, str]], guidance:
     return np.stack([picture for _, picture in sorted(sample(sd, requests, batch=16), key=lambda pair: pair[0])])
 
 
-def choose_guidance(sd: StableDiffusion, judge: Judge, say: Say, count: int = 60) -> float:
+def choose_guidance(sd: StableDiffusion, judge: Judge, say: Say, count: int = 40) -> float:
     """Return the guidance scale that draws most kinds and colours right, of a few usual ones."""
     asked = prompts(SEEN_KINDS, count, seed=5)
     kinds, colours = [k for _, k, _ in asked], [c for _, _, c in asked]
