@@ -28,7 +28,7 @@ from lorasmith.dataset.seen import Seen, see
 
 MANY = 48  # pictures from which on processes gain more than the second that starting them takes ...
 _FEW = 16  # ... if more than these are not in the cache
-_PROCESSES = 4  # at most; each takes some 90 MB
+_PROCESSES = 3  # at most; each takes some 90 MB
 _AHEAD = 4  # pictures in work or waiting, for each worker
 
 Answer = Seen | Finding

@@ -151,7 +151,7 @@ def _letters(small: Picture, pieces: _Pieces, members: npt.NDArray[np.int64], ri
     for k, member in enumerate(members.tolist()):
         part, own = pieces.own(member)
         area = float(pieces.area[member])
-        stroke[k] = 2 * area / max(1, np.count_nonzero(own & rim[part]))
+        stroke[k] = 2 * area / max(1, int(np.count_nonzero(own & rim[part])))
         mask = own.view(np.uint8)
         hull = cv2.convexHull(cv2.findNonZero(mask)).reshape(-1, 2)
         solid[k] = area / max(1.0, cv2.contourArea(hull) + 1)
@@ -254,7 +254,7 @@ def _judged(pieces: _Pieces, members: npt.NDArray[np.int64], letters: _Letters, 
 
 def _median(values: _Float) -> float:
     """Return the median of a few numbers; numpy's takes ten times as long on them."""
-    ordered = sorted(values.tolist())
+    ordered: list[float] = sorted(values.tolist())
     half = len(ordered) // 2
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
