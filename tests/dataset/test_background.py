@@ -98,7 +98,8 @@ def test_rembg_finds_with_one_model_for_all_pictures(
     fake = ModuleType("rembg")
     loaded: list[object] = []
 
-    def new_session() -> object:
+    def new_session(name: str) -> object:
+        assert name == "isnet-general-use"
         loaded.append(object())
         return loaded[-1]
 

@@ -22,6 +22,8 @@ Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 _Float = npt.NDArray[np.float32]
 
+_REMBG_MODEL = "isnet-general-use"  # named, so that another version of rembg does not choose another
+
 
 @dataclass(frozen=True)
 class Behind:
@@ -73,7 +75,7 @@ def _rembg_session() -> Any:
     """Return rembg's model, loaded once; by itself rembg loads it for every picture."""
     import rembg
 
-    return rembg.new_session()
+    return rembg.new_session(_REMBG_MODEL)
 
 
 def border_colour(picture: Picture, known: Mask | None = None) -> tuple[int, int, int]:
