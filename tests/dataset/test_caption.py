@@ -110,6 +110,15 @@ def test_edits_reach_every_caption_once(axes: Path) -> None:
     assert all(SOURCE_KEY not in line for line in (axes / "metadata.jsonl").read_text().splitlines())
 
 
+def test_edits_say_where_there_is_nothing_to_edit(axes: Path) -> None:
+    write(axes, one="a dull axe")
+    events = list(caption([axes], None, Edits(trigger="zxaxe")))
+    assert [e.message for e in events if isinstance(e, Warned)] == [
+        "4 of 5 pictures have no caption to edit. To write them: --with template."
+    ]
+    assert texts(axes)["one.png"] == "zxaxe, a dull axe"
+
+
 def test_a_dry_run_writes_nothing(axes: Path) -> None:
     before = write(axes, one="an axe")
     events = list(caption([axes], PLAIN, Edits(trigger="zx"), dry_run=True))

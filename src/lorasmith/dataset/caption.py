@@ -125,12 +125,14 @@ def propose(
     """
     tally = Tally()
     todo: list[tuple[Listed, str]] = []
+    bare = 0
     for each in contents:
         made = sources(each.folder, each)
         for listed in each.listed:
             tally.pictures += 1
             was, source = caption_of(listed.caption), made.get(listed.path, "")
             unreadable = isinstance(listed.caption, Finding) and listed.caption.code != "no-entry"
+            bare += not (was or unreadable)
             if unreadable and not overwrite:
                 tally.refused += 1
                 yield Warned(f"{listed.name} is left alone: {listed.caption}")
@@ -143,6 +145,8 @@ def propose(
                 tally.unchanged += 1
     if describer and todo:
         yield from _describe(todo, describer, edits, tally)
+    elif bare and not describer:
+        yield Warned(f"{bare} of {tally.pictures} pictures have no caption to edit. To write them: --with template.")
     return tally
 
 
