@@ -129,7 +129,13 @@ def test_the_warm_up_and_the_waiting_are_not_counted(monkeypatch: pytest.MonkeyP
         steps.append(number)
         passes(2.0)
 
-    assert timed(turns, CPU, step, lambda: passes(7.0), 3) == (5, 10.0)
+    rates = iter((3.0, 9.0))
+
+    def yardstick() -> float:
+        passes(50.0)
+        return next(rates)
+
+    assert timed(turns, CPU, step, lambda: passes(7.0), 3, yardstick) == (5, 10.0, 6.0)
     assert steps == [0, 1, 2, 3, 4] and turns.seconds == [4.0, 6.0] and turns.readies[0].seconds == 7.0
 
 

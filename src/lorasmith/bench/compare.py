@@ -27,7 +27,7 @@ _COUNTED = (
     "for training the forward pass and the backward pass without gradients of frozen weights; for pictures also the "
     "VAE's decoder. Attention counts five products backwards, as the fused kernels do it. Gradient checkpointing and "
     "encoding at every step do not count. The matrix product is the best of a few shapes in the same process and "
-    "number format."
+    "number format, measured after every turn; the median of these."
 )
 T = TypeVar("T")
 _SHARES = 5  # turns of each way, where the steps are many enough

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -16,8 +17,7 @@ from lorasmith.recipe.schema import Recipe
 from lorasmith.train.costs import Costs
 
 _SHAPES = ((512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048), (4096, 1280, 1280), (8192, 8192, 8192))
-_MATRIX_SECONDS = 2.0
-_TIMED_SECONDS = 2e-3  # long enough for the clock, short enough to find the processor undisturbed now and then
+_MATRIX_SECONDS = 1.0
 
 
 class Turns(Protocol):
@@ -37,19 +37,28 @@ class Turns(Protocol):
 
 
 def timed(
-    turns: Turns, device: torch.device, step: Callable[[int], None], warm_up: Callable[[], object], times: int = 1
-) -> tuple[int, float]:
-    """Warm up ``times`` times, then take steps turn by turn; return their number and the seconds they took in all.
+    turns: Turns,
+    device: torch.device,
+    step: Callable[[int], None],
+    warm_up: Callable[[], object],
+    times: int = 1,
+    yardstick: Callable[[], float] | None = None,
+) -> tuple[int, float, float]:
+    """Warm up ``times`` times, then take steps turn by turn.
 
     Args:
         step: takes the step of a number, from 0 on, and tells.
+        yardstick: a rate that is measured after every turn, since a machine's speed changes within minutes.
+
+    Returns:
+        the number of steps, the seconds they took in all, and the yardstick's median, 0 without one.
     """
     for _ in range(times):
         begun = clock(device)
         warm_up()
         seconds = clock(device) - begun
     turns.ready(Ready(seconds, peak_mib(device), _free_mib(device)))
-    done, total = 0, 0.0
+    done, total, rates = 0, 0.0, list[float]()
     while count := turns.take():
         begun = clock(device)
         for _ in range(count):
@@ -57,8 +66,10 @@ def timed(
             done += 1
         seconds = clock(device) - begun
         total += seconds
+        if yardstick:
+            rates.append(yardstick())
         turns.taken(seconds)
-    return done, total
+    return done, total, statistics.median(rates) if rates else 0.0
 
 
 def _free_mib(device: torch.device) -> float:
@@ -77,27 +88,22 @@ def clock(device: torch.device) -> float:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = _MATRIX_SECONDS) -> float:
-    """Return the operations a second of the fastest of a few matrix products.
+    """Return the operations a second of the fastest of a few matrix products, each kept up for a while.
 
     Shapes whose turn would not fit into ``seconds``, reckoned from the smaller ones, are left out.
     """
     best, begun = 0.0, clock(device)
     for m, k, n in _SHAPES:
         operations = 2.0 * m * k * n
-        if best and clock(device) - begun + 4 * operations / best > seconds:
+        if best and clock(device) - begun + 3 * operations / best > seconds:
             continue
         a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((m, k), (k, n)))
         torch.mm(a, b)
-        turn = clock(device)
-        for _ in range(100):
-            count = max(1, round(best * _TIMED_SECONDS / operations))
-            before = clock(device)
-            for _ in range(count):
-                torch.mm(a, b)
-            now = clock(device)
-            best = max(best, count * operations / (now - before))
-            if now - turn > seconds / len(_SHAPES):
-                break
+        turn, count = clock(device), 0
+        while (spent := clock(device) - turn) < seconds / len(_SHAPES):
+            torch.mm(a, b)
+            count += 1
+        best = max(best, count * operations / spent)
     return best
 
 

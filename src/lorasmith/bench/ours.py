@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,8 +36,10 @@ def train(job: Job, turns: Turns) -> Measured:
         trainer.advance()
         turns.tell(number + 1, job.steps)
 
-    done, seconds = timed(turns, sd.device, step, trainer.advance, warm_up(job))
-    return _measured(sd, done * job.batch, seconds, count)
+    done, seconds, rate = timed(
+        turns, sd.device, step, trainer.advance, warm_up(job), partial(matrix_rate, sd.device, sd.dtype)
+    )
+    return _result(sd.device, sd.dtype, done * job.batch, seconds, count, rate)
 
 
 @torch.no_grad()
@@ -52,8 +55,11 @@ def generate(job: Job, turns: Turns) -> Measured:
     def draw(_: int) -> None:
         list(sample(sd, requests, batch=job.batch, on_step=turns.tell))
 
-    done, seconds = timed(turns, sd.device, draw, lambda: list(sample(sd, short, batch=job.batch)))
-    return _measured(sd, done * job.batch, seconds, count)
+    def warm() -> None:
+        list(sample(sd, short, batch=job.batch))
+
+    done, seconds, rate = timed(turns, sd.device, draw, warm, yardstick=partial(matrix_rate, sd.device, sd.dtype))
+    return _result(sd.device, sd.dtype, done * job.batch, seconds, count, rate)
 
 
 def load(job: Job, turns: Turns) -> Measured:
@@ -68,8 +74,8 @@ def load(job: Job, turns: Turns) -> Measured:
         turns.tell(number + 1, job.steps)
 
     # The first imports the libraries, and brings the files into memory.
-    done, seconds = timed(turns, device, once, lambda: load_base(job.base, device=device, dtype=dtype))
-    return _result(device, dtype, done * sizes[0], seconds, 0.0)
+    done, seconds, _ = timed(turns, device, once, lambda: load_base(job.base, device=device, dtype=dtype))
+    return _result(device, dtype, done * sizes[0], seconds)
 
 
 def random_lora(sd: StableDiffusion, rank: int) -> Lora:
@@ -112,11 +118,7 @@ def _texts(sd: StableDiffusion) -> TextSet:
         return TextSet(sd.encode_text(["", PROMPT]).cpu(), {"": 0, PROMPT: 1})
 
 
-def _measured(sd: StableDiffusion, done: float, seconds: float, count: float) -> Measured:
-    return _result(sd.device, sd.dtype, done, seconds, count)
-
-
-def _result(device: torch.device, dtype: torch.dtype, done: float, seconds: float, count: float) -> Measured:
-    peak = peak_mib(device)  # before the matrix product, which takes memory too
-    rate = matrix_rate(device, dtype) if count else 0.0
-    return Measured("lorasmith", str(device), name_of(dtype), done, seconds, count, rate, peak)
+def _result(
+    device: torch.device, dtype: torch.dtype, done: float, seconds: float, count: float = 0.0, rate: float = 0.0
+) -> Measured:
+    return Measured("lorasmith", str(device), name_of(dtype), done, seconds, count, rate, peak_mib(device))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,9 @@ def train(job: Job, turns: Turns) -> Measured:
             training.step()
             turns.tell(number + 1, job.steps)
 
-        done, seconds = timed(turns, device, step, training.step, warm_up(job))
-    return _measured(device, training.dtype, done * job.batch, seconds, count)
+        rates = partial(matrix_rate, device, training.dtype)
+        done, seconds, rate = timed(turns, device, step, training.step, warm_up(job), rates)
+    return _measured(device, training.dtype, done * job.batch, seconds, count, rate)
 
 
 @torch.no_grad()
@@ -158,8 +160,9 @@ def generate(job: Job, turns: Turns) -> Measured:
             draw(seed, job.steps)
             turns.tell(seed + 1, job.batch)
 
-    done, seconds = timed(turns, device, draw_all, lambda: draw(0, 1))
-    return _measured(device, dtype, done * job.batch, seconds, count)
+    rates = partial(matrix_rate, device, dtype)
+    done, seconds, rate = timed(turns, device, draw_all, lambda: draw(0, 1), yardstick=rates)
+    return _measured(device, dtype, done * job.batch, seconds, count, rate)
 
 
 def load(job: Job, turns: Turns) -> Measured:
@@ -182,8 +185,8 @@ def load(job: Job, turns: Turns) -> Measured:
         sizes.append(weights_gb(pipe.unet, pipe.vae, pipe.text_encoder))
         turns.tell(number + 1, job.steps)
 
-    done, seconds = timed(turns, device, once, pipeline)
-    return _measured(device, dtype, done * sizes[0], seconds, 0.0)
+    done, seconds, _ = timed(turns, device, once, pipeline)
+    return _measured(device, dtype, done * sizes[0], seconds)
 
 
 def _random_pictures(folder: Path, size: int) -> Path:
@@ -213,7 +216,7 @@ def _endless(folders: Sequence[Path], tokenizer: Any, size: int) -> Iterator[tup
             yield pixels[None], ids
 
 
-def _measured(device: torch.device, dtype: torch.dtype, done: float, seconds: float, count: float) -> Measured:
-    peak = peak_mib(device)  # before the matrix product, which takes memory too
-    rate = matrix_rate(device, dtype) if count else 0.0
-    return Measured("reference", str(device), name_of(dtype), done, seconds, count, rate, peak)
+def _measured(
+    device: torch.device, dtype: torch.dtype, done: float, seconds: float, count: float = 0.0, rate: float = 0.0
+) -> Measured:
+    return Measured("reference", str(device), name_of(dtype), done, seconds, count, rate, peak_mib(device))
