@@ -109,7 +109,7 @@ def test_a_file_that_may_not_grow_further(worker: Any, whole: tuple[Any, Any], t
     run = tmp_path / "run"
     assert worker.train(run, match="step-000004", nth=1).end == "killed"
     size = (run / "checkpoints" / "step-000002" / "state.safetensors").stat().st_size
-    limited = worker.train(run, limit=size - 1)
+    limited = worker.train(run, limit=size * 19 // 20)  # the figures in its header are not always as long
     assert limited.end == "failed" and "OutputError" in limited.message and "safetensors" in limited.message
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-000002"]
     assert worker.train(run).end == "done"
