@@ -68,9 +68,9 @@ def test_a_grid_is_drawn_and_its_pictures_are_the_sampled_ones(
     assert isinstance(events[-1], Finished)
     image = np.asarray(Image.open(tmp_path / "new" / "grid.png"))
     wanted = next(sample(sd, [BASE]))[1]
-    # The first picture stands in the grid pixel for pixel.
+    # The first picture stands in the grid pixel for pixel, but for what a batch of another size rounds differently.
     places = np.lib.stride_tricks.sliding_window_view(image, wanted.shape)[:, :, 0]
-    assert (places == wanted).all(axis=(2, 3, 4)).any()
+    assert (np.abs(places - wanted.astype(np.int16)) <= 1).all(axis=(2, 3, 4)).any()
     assert not sd.originals
 
 
