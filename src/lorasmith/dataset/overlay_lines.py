@@ -29,6 +29,7 @@ _WIDEST = 6.5  # pixels; one of 3 pixels with soft edges measures up to 6
 _SEEDS = 80  # that are looked at
 _GRAIN = 3.0  # of 255, what a camera's noise and JPEG add
 _PURE, _IMPURE = 0.07, 0.12  # drawn lines lie below the one, shafts in photos above the other
+_ROUND, _TOGETHER = 5, 4  # pixels of a window, and how many marks it holds on a line; a whole line gives 5
 _ACROSS = np.ones((1, 3), np.uint8)
 _BESIDE = 9.0  # pixels from a line on which another one is one of its family
 
@@ -107,14 +108,16 @@ def ridges(picture: Picture, reach: int = _REACH) -> tuple[Picture, Picture]:
         Two pictures, uint8 (height, width).
     """
     height, width = picture.shape[:2]
+    picture = np.ascontiguousarray(picture)
     padded = cv2.copyMakeBorder(picture, reach, reach, reach, reach, cv2.BORDER_REPLICATE)
     bright, dark = np.zeros_like(picture), np.zeros_like(picture)
+    side, away = np.empty_like(picture), np.empty_like(picture)
     slant = max(1, round(reach * 0.71))
     for dx, dy in ((reach, 0), (0, reach), (slant, slant), (slant, -slant)):
         a = padded[reach + dy : reach + dy + height, reach + dx : reach + dx + width]
         b = padded[reach - dy : reach - dy + height, reach - dx : reach - dx + width]
-        bright = cv2.max(bright, cv2.subtract(picture, cv2.max(a, b)))
-        dark = cv2.max(dark, cv2.subtract(cv2.min(a, b), picture))
+        cv2.max(bright, cv2.subtract(picture, cv2.max(a, b, dst=side), dst=away), dst=bright)
+        cv2.max(dark, cv2.subtract(cv2.min(a, b, dst=side), picture, dst=away), dst=dark)
     return _strongest(bright), _strongest(dark)
 
 
@@ -128,8 +131,10 @@ def _seeds(small: Picture) -> list[_Seed]:
     side = max(small.shape[:2])
     ridge = cv2.max(*ridges(small))
     level = max(_CONTRAST, int(np.percentile(ridge[::3, ::3], 94)))
-    crest = (ridge >= cv2.dilate(ridge, _ACROSS)) | (ridge >= cv2.dilate(ridge, _ACROSS.T))  # thinner, so faster
-    marks = ((ridge >= level) & crest).astype(np.uint8)
+    crest = cv2.min(cv2.dilate(ridge, _ACROSS), cv2.dilate(ridge, _ACROSS.T))  # thinner, so faster
+    marks = ((ridge >= level) & (ridge >= crest)).view(np.uint8)
+    beside = cv2.boxFilter(marks, -1, (_ROUND, _ROUND), normalize=False, borderType=cv2.BORDER_CONSTANT)
+    marks = cv2.min(marks, (beside >= _TOGETHER).view(np.uint8))  # a line's pixels have others of it beside them
     found = cv2.HoughLinesP(marks, 1, np.pi / 180, int(0.12 * side), None, 0.15 * side, 0.02 * side)
     if found is None:
         return []

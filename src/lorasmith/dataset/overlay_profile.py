@@ -20,7 +20,8 @@ HALF = 8  # pixels to each side that a profile shows
 _STEPS = 24  # along a line, when many are looked at
 _PIECES = 6  # of a line, that are centred one by one
 _FAINTEST = 3.5  # of 255: lines as strong as 4.5 are measured
-_WIDEST = 8.5  # pixels; of what is measured, nothing wider than 6.5 is a stray line
+_WIDEST = 6.5  # pixels, as of a stray line that is measured
+_ASIDE = 2.5  # pixels from the middle of its profile; of a stray line up to 2
 _COVERED = 0.7  # of the length; 0.86 of a stray line stands out
 _IMPUREST = 0.18  # of the contrast; a stray line has at most 0.12, see ``overlay_lines``
 _GRAIN = 3.0  # of 255, what a camera's noise and JPEG add
@@ -86,8 +87,9 @@ def promising(small: Picture, seeds: Sequence[tuple[_Float, _Float]]) -> Mask:
     stands = agree > 0.4 * strength[:, None]
     covered = (stands | _crossing(colours, strength)).mean(1)
     thin = _widths(colours, typical, strength) <= _WIDEST
+    central = np.abs(peaks(median(colours, 1))) <= _ASIDE
     pure = _impurity(colours[:, :, HALF], sides, strength) <= _IMPUREST
-    return np.asarray((strength > _FAINTEST) & (covered >= _COVERED) & thin & pure)
+    return np.asarray((strength > _FAINTEST) & (covered >= _COVERED) & thin & central & pure)
 
 
 def profiles(small: Picture, ends: _Float) -> _Float:

@@ -27,11 +27,11 @@ _STROKE = 13  # pixels; wider strokes are not found
 _LEVELS = (9, 18, 34)  # of 255, how much a piece stands out
 _PIECES = 300  # more than these and it is texture
 _PAIRS = 200
-_FEWEST = 4  # letters in a row
+FEWEST = 4  # letters in a row
 _SMALLEST = 10  # pixels of a letter
 _ONE_SHAPE, _EQUAL_GAPS = 0.12, 0.2  # spread of log(width / height), and of the gaps as a share of their mean
-_GRAIN = 3.0  # of 255, what a camera's noise and JPEG add
-_PURE, _IMPURE = (0.25, 0.03), (0.4, 0.05)  # of the contrast: between the letters, and within one
+_CROOKED = 0.16  # of a piece's size, off the line: of its centres, or of its upper or lower ends; text has up to 0.12
+_RAGGED, _UNEVEN, _HOLLOW = 0.7, 0.25, 0.4  # limits of "gaps", "stroke_spread", "solidity"; text has 0.58, 0.2, 0.46
 
 FEATURES = (
     "pieces", "offset", "gaps", "contrast", "solidity", "share", "stroke", "stroke_spread", "aspects", "sizes", "level",
@@ -40,7 +40,7 @@ FEATURES = (
 
 
 @dataclass(frozen=True)
-class _Pieces:
+class Pieces:
     """Pieces that stand out at one level; what only rows are judged by is measured of their members alone."""
 
     labels: npt.NDArray[np.int32]
@@ -64,20 +64,10 @@ class _Pieces:
 
 
 @dataclass(frozen=True)
-class _Letters:
-    """What is measured of the pieces of a row."""
-
-    stroke: _Float
-    solidity: _Float
-    hulls: tuple[_Float, ...]
-    colour: _Float
-
-
-@dataclass(frozen=True)
 class Row:
     """Pieces in a row at the working size, with what they have in common (see ``FEATURES``)."""
 
-    pieces: _Pieces
+    pieces: Pieces
     members: npt.NDArray[np.int64]
     features: tuple[float, ...]
     hulls: tuple[_Float, ...]
@@ -114,61 +104,77 @@ def find_rows(small: Picture) -> list[Row]:
     return rows
 
 
-def _pieces(stands: Picture, level: int) -> _Pieces | None:
+def _pieces(stands: Picture, level: int) -> Pieces | None:
     """Return the pieces of the size of letters; None if they are too few for a row, or so many that it is texture."""
-    marks = (stands >= level).astype(np.uint8)
-    if cv2.countNonZero(marks) < _FEWEST * _SMALLEST:
+    marks = _at_least(stands, level)
+    if cv2.countNonZero(marks) < FEWEST * _SMALLEST:
         return None
     count, labels, stats = parts_of(marks)
-    left, top, wide, tall, area = (stats[:, i] for i in range(5))
     height, width = stands.shape
+    index = 1 + np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] >= _SMALLEST)  # 0 is what does not stand out
+    left, top, wide, tall, area = np.ascontiguousarray(stats[index].T)
     large = np.maximum(wide, tall)
-    fits = (large >= 5) & (large <= 0.2 * max(height, width)) & (area >= _SMALLEST)
+    fits = (large >= 5) & (large <= 0.2 * max(height, width))
     fits &= (left > 0) & (top > 0) & (left + wide < width) & (top + tall < height)
-    fits[0] = False
-    index = np.flatnonzero(fits)
-    if not _FEWEST <= len(index) <= _PIECES:
+    if not FEWEST <= np.count_nonzero(fits) <= _PIECES:
         return None
-    standing = marks.astype(bool)
-    strength = np.bincount(labels[standing], stands[standing], minlength=count)[index] / area[index]
-    size = np.hypot(wide, tall)[index].astype(np.float32)
-    aspect = np.log(wide / tall)[index].astype(np.float32)
-    centre = np.stack([left + wide / 2, top + tall / 2], 1)[index].astype(np.float32)
-    contrast = strength.astype(np.float32)
-    return _Pieces(labels, index, stats[index, :4], area[index], centre, size, aspect, contrast, stands)
+    index, area, boxes = index[fits], area[fits], stats[index[fits], :4]
+    left, top, wide, tall = boxes.T
+    standing = np.flatnonzero(marks.view(np.bool_))
+    strength = np.bincount(labels.ravel()[standing], stands.ravel()[standing], minlength=count)[index] / area
+    size = np.hypot(wide, tall).astype(np.float32)
+    aspect = np.log(wide / tall).astype(np.float32)
+    centre = np.stack([left + wide / 2, top + tall / 2], 1).astype(np.float32)
+    return Pieces(labels, index, boxes, area, centre, size, aspect, strength.astype(np.float32), stands)
 
 
-def _letters(small: Picture, pieces: _Pieces, members: npt.NDArray[np.int64], rim: Mask) -> _Letters:
-    """Measure the pieces of a row.
+def _at_least(stands: Picture, level: int) -> Picture:
+    """Return 1 where something stands out at least so much, uint8."""
+    return np.asarray(cv2.threshold(stands, level - 1, 1, cv2.THRESH_BINARY)[1])
+
+
+def _strokes(pieces: Pieces, members: npt.NDArray[np.int64], rim: Picture) -> _Float:
+    """Return how thick the strokes of the pieces of a row are, in pixels, float32 (n,).
 
     Args:
-        rim: true on the pixels of pieces that lie beside what is no piece, bool (height, width).
+        rim: 1 on the pixels of pieces that lie beside what is no piece, uint8 (height, width).
     """
-    count = len(members)
-    stroke, solid = np.zeros(count, np.float32), np.zeros(count, np.float32)
-    hulls: list[_Float] = []
-    colours = np.zeros((count, 3), np.float32)
+    stroke = np.zeros(len(members), np.float32)
     for k, member in enumerate(members.tolist()):
         part, own = pieces.own(member)
-        area = float(pieces.area[member])
-        stroke[k] = 2 * area / max(1, int(np.count_nonzero(own & rim[part])))
-        mask = own.view(np.uint8)
-        hull = cv2.convexHull(cv2.findNonZero(mask)).reshape(-1, 2)
-        solid[k] = area / max(1.0, cv2.contourArea(hull) + 1)
+        stroke[k] = 2 * float(pieces.area[member]) / max(1, cv2.countNonZero(own.view(np.uint8) & rim[part]))
+    return stroke
+
+
+def _hulls(pieces: Pieces, members: npt.NDArray[np.int64]) -> tuple[tuple[_Float, ...], _Float]:
+    """Return the convex hulls of the pieces of a row, float32 (m, 2) each, and how much of them is filled."""
+    hulls: list[_Float] = []
+    solid = np.zeros(len(members), np.float32)
+    for k, member in enumerate(members.tolist()):
+        hull = cv2.convexHull(cv2.findNonZero(pieces.own(member)[1].view(np.uint8))).reshape(-1, 2)
+        solid[k] = float(pieces.area[member]) / max(1.0, cv2.contourArea(hull) + 1)
         hulls.append((hull + pieces.boxes[member, :2]).astype(np.float32))
-        colours[k] = cv2.mean(small[part], mask)[:3]
-    return _Letters(stroke, np.minimum(solid, 1.5), tuple(hulls), colours)
+    return tuple(hulls), np.minimum(solid, 1.5)
 
 
-def _rows(small: Picture, pieces: _Pieces, level: int) -> list[Row]:
+def _colours(small: Picture, pieces: Pieces, members: npt.NDArray[np.int64]) -> _Float:
+    """Return the mean colour of each piece of a row, float32 (n, 3)."""
+    found = (pieces.own(member) for member in members.tolist())
+    return np.array([cv2.mean(small[part], own.view(np.uint8))[:3] for part, own in found], np.float32)
+
+
+def _rows(small: Picture, pieces: Pieces, level: int) -> list[Row]:
     """Join pieces into rows, the longest first; each piece is in one row at most."""
     x, y = np.ascontiguousarray(pieces.centre.T)
     squared = np.square(x[:, None] - x) + np.square(y[:, None] - y)
-    larger = np.maximum(pieces.size[:, None], pieces.size)
-    smaller = np.minimum(pieces.size[:, None], pieces.size)
-    near = (squared < 1.69 * np.square(larger)) & (smaller > 0.45 * larger) & (squared > 0)
-    first, second = np.nonzero(np.triu(near))
-    order = np.argsort(squared[first, second] / np.square(larger[first, second]), kind="stable")[:_PAIRS]
+    reach = 1.69 * np.square(pieces.size)
+    first, second = np.nonzero(np.triu(squared < np.maximum(reach[:, None], reach), 1))
+    larger = np.maximum(pieces.size[first], pieces.size[second])
+    smaller = np.minimum(pieces.size[first], pieces.size[second])
+    apart = squared[first, second]
+    near = (smaller > 0.45 * larger) & (apart > 0)
+    first, second, apart, larger = first[near], second[near], apart[near], larger[near]
+    order = np.argsort(apart / np.square(larger), kind="stable")[:_PAIRS]
     contrasts = np.sort(np.stack([pieces.contrast[first[order]], pieces.contrast[second[order]]]), axis=0)
     order = order[contrasts[1] < 2.34 * contrasts[0]]  # _in_line refuses the others
     found: list[npt.NDArray[np.int64]] = []
@@ -180,7 +186,7 @@ def _rows(small: Picture, pieces: _Pieces, level: int) -> list[Row]:
             together.update((min(each), max(each)) for each in itertools.pairwise(members.tolist()))
     used = np.zeros(len(pieces), dtype=bool)
     rows = []
-    members_all = sorted((m for m in found if len(m) >= _FEWEST), key=lambda m: -len(m))
+    members_all = sorted((m for m in found if len(m) >= FEWEST), key=lambda m: -len(m))
     for members in members_all:
         if used[members].any():
             continue
@@ -189,12 +195,14 @@ def _rows(small: Picture, pieces: _Pieces, level: int) -> list[Row]:
     if not rows:
         return []
     share = float(used.sum() / len(pieces))
-    rim = np.asarray(cv2.distanceTransform((pieces.stands >= level).astype(np.uint8), cv2.DIST_L2, 3)) <= 1.5
-    return [_judged(pieces, members, _letters(small, pieces, members, rim), share, level) for members in rows]
+    marks = _at_least(pieces.stands, level)
+    rim = np.asarray(cv2.subtract(marks, cv2.erode(marks, np.ones((3, 3), np.uint8))))
+    judged = (_judged(small, pieces, members, rim, share, level) for members in rows)
+    return [row for row in judged if row]
 
 
 def _in_line(
-    pieces: _Pieces, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]
+    pieces: Pieces, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]
 ) -> list[npt.NDArray[np.int64]]:
     """Return for each of many pairs the pieces in line with the two, at even distances, in order; none if they differ.
 
@@ -227,29 +235,47 @@ def _in_line(
     return [member[bounds[run] : bounds[run + 1]] if (run := runs.get(i)) is not None else none for i in pairs.tolist()]
 
 
-def _judged(pieces: _Pieces, members: npt.NDArray[np.int64], letters: _Letters, share: float, level: int) -> Row:
+def _judged(
+    small: Picture, pieces: Pieces, members: npt.NDArray[np.int64], rim: Picture, share: float, level: int
+) -> Row | None:
+    """Measure a row, what takes little time first; None as soon as something is as it never is in text."""
     centre, size = pieces.centre[members], pieces.size[members]
     typical = _median(size)
     mean = centre.mean(0)
     middle = centre - mean
-    _, _, axes = np.linalg.svd(middle, full_matrices=False)
-    across = middle @ axes[1]
+    along, normal = _axes(middle)
+    across = middle @ normal
     offset = math.sqrt(float(across @ across) / len(across)) / typical
-    gaps = np.diff(np.sort(middle @ axes[0]))
-    heights = (np.concatenate(letters.hulls) - mean) @ axes[1]
-    starts = np.cumsum([0, *(len(hull) for hull in letters.hulls[:-1])])
+    gaps, aspects = _spread(np.diff(np.sort(middle @ along))), _deviation(pieces.aspect[members])
+    if offset > _CROOKED or gaps > _RAGGED or _is_pattern(aspects, gaps):
+        return None
+    stroke = _strokes(pieces, members, rim)
+    uneven = _spread(stroke)
+    if uneven > _UNEVEN:
+        return None
+    hulls, solidity = _hulls(pieces, members)
+    heights = (np.concatenate(hulls) - mean) @ normal
+    starts = np.cumsum([0, *(len(hull) for hull in hulls[:-1])])
     sides = (np.minimum.reduceat(heights, starts), np.maximum.reduceat(heights, starts))
     low, high = sorted(_median(np.abs(side - _median(side))) / typical for side in sides)
+    if high > _CROOKED or float(solidity.mean()) < _HOLLOW:
+        return None
     contrast = pieces.contrast[members]
-    ground = _ground(pieces, members, letters.hulls) / max(float(contrast.mean()), 1.0)
+    ground = _ground(pieces, members, hulls) / max(float(contrast.mean()), 1.0)
     features = (
-        math.log(len(members)), offset, _spread(gaps), _spread(contrast),
-        float(letters.solidity.mean()), share, _median(letters.stroke) / typical,
-        _spread(letters.stroke), float(pieces.aspect[members].std()), _spread(size),
-        math.log(level), low, high, ground,
-        float(letters.colour.std(0).mean()),
+        math.log(len(members)), offset, gaps, _spread(contrast), float(solidity.mean()), share,
+        _median(stroke) / typical, uneven, aspects, _spread(size), math.log(level), low, high, ground,
+        float(_colours(small, pieces, members).std(0).mean()),
     )  # fmt: skip
-    return Row(pieces, members, features, letters.hulls)
+    return Row(pieces, members, features, hulls)
+
+
+def _axes(middle: _Float) -> tuple[_Float, _Float]:
+    """Return the unit vectors along and across the line that lies nearest to points round 0, float32 (2,) each."""
+    x, y = middle[:, 0], middle[:, 1]
+    turn = 0.5 * math.atan2(2 * float(x @ y), float(x @ x) - float(y @ y))
+    c, s = math.cos(turn), math.sin(turn)
+    return np.array([c, s], np.float32), np.array([-s, c], np.float32)
 
 
 def _median(values: _Float) -> float:
@@ -259,11 +285,17 @@ def _median(values: _Float) -> float:
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
+def _deviation(values: _Float) -> float:
+    """Return the standard deviation of a few numbers; numpy's takes several times as long on them."""
+    away = values - values.sum() / len(values)
+    return math.sqrt(float(away @ away) / len(values))
+
+
 def _spread(values: _Float) -> float:
-    return float(values.std()) / max(float(values.mean()), 1e-6)
+    return _deviation(values) / max(float(values.sum()) / len(values), 1e-6)
 
 
-def _ground(pieces: _Pieces, members: npt.NDArray[np.int64], outlines: tuple[_Float, ...]) -> float:
+def _ground(pieces: Pieces, members: npt.NDArray[np.int64], outlines: tuple[_Float, ...]) -> float:
     """Return how much the gaps between the pieces of a row stand out by themselves; little for text."""
     hulls = np.concatenate(outlines).astype(np.int32)
     left, top = hulls.min(0)
@@ -278,58 +310,17 @@ def _ground(pieces: _Pieces, members: npt.NDArray[np.int64], outlines: tuple[_Fl
     return float(cv2.mean(pieces.stands[part], gaps)[0])
 
 
-def likelihood(features: tuple[float, ...]) -> float:
-    """Return how sure it is that a row with these features is text, 0 to 1; 0.5 is where false alarms become rare.
+def _is_pattern(aspects: float, gaps: float) -> bool:
+    """Return whether pieces are of one shape at equal distances: a string across stripes, the windings of a grip."""
+    return aspects < _ONE_SHAPE and gaps < _EQUAL_GAPS
 
-    Pieces of one shape at equal distances are no writing: a string across stripes, the windings of a grip.
-    """
+
+def likelihood(features: tuple[float, ...]) -> float:
+    """Return how sure it is that a row with these features is text, 0 to 1; 0.5 is where false alarms become rare."""
     named = dict(zip(FEATURES, features))
-    if named["aspects"] < _ONE_SHAPE and named["gaps"] < _EQUAL_GAPS:
+    if _is_pattern(named["aspects"], named["gaps"]):
         return 0.0
     scaled = np.clip((np.array(features) - MEANS) / SPREADS, -4, 4)
     pairs = np.outer(scaled, scaled)[np.triu_indices(len(scaled))]
     logit = float(np.concatenate([scaled, pairs, [1.0]]) @ np.array(WEIGHTS)) - SURE
     return float(1 / (1 + np.exp(-np.clip(logit, -30, 30))))
-
-
-def purity(small: Picture, row: Row) -> float:
-    """Return how well the letters' colours are told by one colour laid over what is round them, 0 to 1.
-
-    Letters that were laid over a picture are c = (1 - a) ground + a colour with the same a and colour everywhere, and
-    even in themselves; windings of a grip have their own light and shade. See ``overlay_lines`` for the same of lines.
-    """
-    letters = zip(row.members.tolist(), row.hulls)
-    pairs = [pair for each, hull in letters if (pair := _ink_and_ground(small, row.pieces, each, hull))]
-    if len(pairs) < _FEWEST - 1:
-        return 0.0
-    ink, ground = np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs])
-    contrast = max(1.0, float(np.median(np.linalg.norm(ink - ground, axis=1))))
-    x, y = ground - np.median(ground, axis=0), ink - np.median(ink, axis=0)
-    share = float(np.clip((x * y).sum() / max(float((x * x).sum()), 1.0), 0, 0.8))
-    between = float(np.percentile(np.linalg.norm(y - share * x, axis=1), 80))
-    inside = float(np.median([pair[2] for pair in pairs]))
-    pure = [
-        (_IMPURE[i] - max(0.0, off - _GRAIN) / contrast) / (_IMPURE[i] - _PURE[i])
-        for i, off in enumerate((between, inside))
-    ]
-    return float(np.prod(np.clip(pure, 0, 1)))
-
-
-def _ink_and_ground(small: Picture, pieces: _Pieces, member: int, hull: _Float) -> tuple[_Float, _Float, float] | None:
-    """Return a piece's colour, that of what is round it, both float32 (3,), and how uneven the piece is."""
-    height, width = pieces.stands.shape
-    left, top = np.maximum(hull.min(0).astype(int) - 5, 0)
-    right, bottom = np.minimum(hull.max(0).astype(int) + 6, (width, height))
-    part = np.s_[top:bottom, left:right]
-    own, stands = pieces.labels[part] == pieces.index[member], pieces.stands[part]
-    core = own & (stands >= 0.8 * np.percentile(stands[own], 90))
-    marks = (stands >= 0.4 * np.median(stands[own])).astype(np.uint8)
-    near = own.astype(np.uint8)
-    ring = (cv2.dilate(near, np.ones((9, 9), np.uint8)) > 0) & (cv2.dilate(near, np.ones((5, 5), np.uint8)) == 0)
-    ring &= cv2.dilate(marks, np.ones((3, 3), np.uint8)) == 0
-    if core.sum() < 3 or ring.sum() < 6:
-        return None
-    colours = small[part].astype(np.float32)
-    ink = np.median(colours[core], axis=0)
-    uneven = float(np.median(np.linalg.norm(colours[core] - ink, axis=1)))
-    return ink, np.median(colours[ring], axis=0), uneven

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from lorasmith.dataset import overlay_lines, overlay_text
+from lorasmith.dataset import overlay_lines, overlay_purity, overlay_text
 
 Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -98,7 +98,7 @@ def find_text(picture: Picture, least: float = _LEAST) -> list[TextRegion]:
     for confidence, row in sorted(judged, key=lambda each: -each[0]):
         if confidence < least:
             break
-        confidence *= overlay_text.purity(small, row)
+        confidence *= overlay_purity.purity(small, row)
         if confidence < least or (row.mask & taken).any():  # or another level's view of the same letters
             continue
         mask = row.letters

@@ -19,6 +19,8 @@ Mask = npt.NDArray[np.bool_]
 _Float = npt.NDArray[np.float32]
 
 _SIDE, _FAST_SIDE = 256, 128  # pixels of the longer side that the search works on, for a mask and for a fast one
+_MODELS_SIDE = 64  # pixels of the longer side of the copy that a fast search learns GrabCut's colours from
+_HOPELESS = 0.2  # of confidence before GrabCut, below which a fast search leaves it out; what becomes sure has 0.3
 _RING = 0.05  # of the shorter side
 _CLUSTERS = 8
 _SURE = 40.0  # units of colour difference, where 1 is just visible: from here on it is the subject
@@ -53,8 +55,8 @@ def find_subject(picture: Picture, *, fast: bool = False) -> Subject:
 
     Args:
         picture: uint8 RGB (height, width, 3).
-        fast: with a mask good enough to tell how many things there are and which side they touch, in a third of the
-            time; its intersection over union with the truth is some 2 hundredths worse.
+        fast: with a mask good enough to tell how many things there are and which side they touch, in a small part
+            of the time. Worth something where the confidence is 0.5 or more only.
     """
     height, width = picture.shape[:2]
     scale = min(1.0, (_FAST_SIDE if fast else _SIDE) / max(height, width))
@@ -65,9 +67,14 @@ def find_subject(picture: Picture, *, fast: bool = False) -> Subject:
     ring = ring_mask(lab.shape[:2])
     score = _score(lab, ring)
     doubtful = _doubtful(score, ring)
-    mask = _cut(small, score, doubtful, plain=_is_plain(lab, ring))
+    scaled = score * (_DOUBTFUL[1] / doubtful)
+    plain = _is_plain(lab, ring)
+    if fast and _confidence(scaled, score > doubtful, ring) < _HOPELESS:
+        mask = _tidy(score > doubtful, score, plain=plain)
+    else:
+        mask = _cut(small, score, doubtful, plain=plain, fast=fast)
     soft = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    return subject_of(soft > 0.5, confidence=_confidence(score * (_DOUBTFUL[1] / doubtful), mask, ring))
+    return subject_of(soft > 0.5, confidence=_confidence(scaled, mask, ring))
 
 
 def subject_of(mask: Mask, *, confidence: float) -> Subject:
@@ -126,7 +133,7 @@ def _doubtful(score: _Float, ring: Mask) -> float:
     return float(np.clip(3.0 + 2.5 * float(np.percentile(score[ring], 95)), *_DOUBTFUL))
 
 
-def _cut(small: Picture, score: _Float, doubtful: float, *, plain: bool) -> Mask:
+def _cut(small: Picture, score: _Float, doubtful: float, *, plain: bool, fast: bool) -> Mask:
     """Return the subject's mask: what is badly explained, with its edge where GrabCut puts it.
 
     What the ring explains well stays background, whatever GrabCut's colour models make of it: it would otherwise
@@ -139,8 +146,36 @@ def _cut(small: Picture, score: _Float, doubtful: float, *, plain: bool) -> Mask
     if (marks & 1).sum() < 16 or (marks & 1).all():
         return np.zeros(score.shape, dtype=bool)
     if np.isin(marks, (cv2.GC_PR_BGD, cv2.GC_PR_FGD)).any():
-        cv2.grabCut(small, marks, None, np.zeros((1, 65)), np.zeros((1, 65)), 2, cv2.GC_INIT_WITH_MASK)
+        _grab(small, marks, fast=fast)
     return _tidy((marks & 1).astype(bool), score, plain=plain)
+
+
+def _grab(small: Picture, marks: Picture, *, fast: bool) -> None:
+    """Settle by GrabCut what ``marks`` has as probable, in place.
+
+    Most of its time goes into learning its colour models; a fast one learns them from a smaller copy.
+    """
+    ground, thing = np.zeros((1, 65)), np.zeros((1, 65))
+    if fast:
+        height, width = marks.shape
+        scale = min(1.0, _MODELS_SIDE / max(height, width))
+        size = max(8, round(width * scale)), max(8, round(height * scale))
+        few = np.array(cv2.resize(marks, size, interpolation=cv2.INTER_NEAREST))
+        if 16 <= (few & 1).sum() <= few.size - 16:
+            mini = cv2.resize(small, size, interpolation=cv2.INTER_AREA)
+            cv2.grabCut(mini, few, None, ground, thing, 2, cv2.GC_INIT_WITH_MASK)
+            part = _where_in_doubt(marks)
+            inner = np.ascontiguousarray(marks[part])
+            cv2.grabCut(np.ascontiguousarray(small[part]), inner, None, ground, thing, 1, cv2.GC_EVAL_FREEZE_MODEL)
+            marks[part] = inner
+            return
+    cv2.grabCut(small, marks, None, ground, thing, 2, cv2.GC_INIT_WITH_MASK)
+
+
+def _where_in_doubt(marks: Picture) -> tuple[slice, slice]:
+    """Return the part of a picture that holds all that is not settled, with the pixels next to it."""
+    left, top, right, bottom = _box((marks & 2) > 0)
+    return np.s_[max(0, top - 1) : bottom + 1, max(0, left - 1) : right + 1]
 
 
 def _tidy(mask: Mask, score: _Float, *, plain: bool) -> Mask:
