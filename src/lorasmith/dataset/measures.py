@@ -6,7 +6,6 @@ All figures come from a copy whose shorter side is some 512 pixels; a megapixel 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -151,8 +150,12 @@ def _share_off(rows: Picture, colour: _Float, levels: float) -> _Float:
     return np.asarray((near == 0).mean(axis=1), dtype=np.float32)
 
 
+def _ring_width(picture: Picture) -> int:
+    return max(1, round(min(picture.shape[0], picture.shape[1]) * _RING))
+
+
 def _ring(picture: Picture) -> npt.NDArray[np.bool_]:
-    wide = max(1, round(min(picture.shape[:2]) * _RING))
+    wide = _ring_width(picture)
     ring = np.ones(picture.shape[:2], dtype=bool)
     ring[wide:-wide, wide:-wide] = False
     return ring
@@ -170,22 +173,37 @@ def _subject(picture: Picture) -> npt.NDArray[np.bool_]:
     return ~reached[labels]
 
 
+def _border(picture: Picture) -> Picture:
+    """Return the colours along the border, uint8 (n, 3), in no order; in a tenth of the time that indexing takes."""
+    wide = _ring_width(picture)
+    if min(picture.shape[:2]) <= 2 * wide:
+        return picture.reshape(-1, 3)
+    inner = picture[wide:-wide]
+    parts = (picture[:wide], picture[-wide:], inner[:, :wide], inner[:, -wide:])
+    return np.concatenate([part.reshape(-1, 3) for part in parts])
+
+
 def _common_colour(picture: Picture) -> npt.NDArray[np.int16]:
-    colours = picture[_ring(picture)]
-    coarse = (colours >> 4).astype(np.int32) @ np.array([256, 16, 1])
+    colours = _border(picture)
+    red, green, blue = (colours >> 4).T.astype(np.int32)
+    coarse = red * 256 + green * 16 + blue
     commonest = np.bincount(coarse, minlength=4096).argmax()
     return np.asarray(_middle(colours[coarse == commonest]), dtype=np.int16)
 
 
-def _middle(colours: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return the median colour; on contiguous channels several times as fast."""
-    return np.asarray(np.median(np.ascontiguousarray(colours.T), axis=1))
+def _middle(colours: Picture) -> npt.NDArray[np.float64]:
+    """Return the median colour, float64 (3,), by counting."""
+    half = np.array([(len(colours) - 1) // 2, len(colours) // 2]) + 1
+    counts = (np.cumsum(np.bincount(channel, minlength=256)) for channel in np.ascontiguousarray(colours.T))
+    return np.array([np.searchsorted(count, half).mean() for count in counts])
 
 
 def _is_plain(picture: Picture) -> bool:
-    colours = picture[_ring(picture)].astype(np.int16)
-    near = np.abs(colours - _middle(colours)) <= 2 * _PLAIN
-    return bool((near[:, 0] & near[:, 1] & near[:, 2]).mean() >= 0.9)
+    colours = _border(picture)
+    middle = _middle(colours)
+    low, high = np.ceil(middle - 2 * _PLAIN), np.floor(middle + 2 * _PLAIN)
+    near = cv2.inRange(colours[:, None], low, high)
+    return bool(cv2.countNonZero(near) >= 0.9 * len(colours))
 
 
 def _is_grey(picture: Picture) -> bool:

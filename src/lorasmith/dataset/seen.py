@@ -143,6 +143,10 @@ def thumbnail(picture: Picture) -> bytes:
     height, width = picture.shape[:2]
     scale = min(1.0, _THUMBNAIL / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
+    if scale <= 0.5:  # a whole fraction first, which takes a third of the time
+        picture = np.asarray(
+            cv2.resize(picture, (max(1, width // 2), max(1, height // 2)), interpolation=cv2.INTER_AREA)
+        )
     stream = io.BytesIO()
     Image.fromarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA)).save(stream, "JPEG", quality=70)
     return stream.getvalue()
