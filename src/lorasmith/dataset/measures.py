@@ -151,7 +151,7 @@ def _share_off(rows: Picture, colour: _Float, levels: float) -> _Float:
 
 
 def _ring_width(picture: Picture) -> int:
-    return max(1, round(min(picture.shape[0], picture.shape[1]) * _RING))
+    return int(max(1, round(min(picture.shape[:2]) * _RING)))
 
 
 def _ring(picture: Picture) -> npt.NDArray[np.bool_]:

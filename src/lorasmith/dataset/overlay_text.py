@@ -25,7 +25,8 @@ _Float = npt.NDArray[np.float32]
 SIDE = 512  # pixels of the longer side that the search works on
 _STROKE = 13  # pixels; wider strokes are not found
 _LEVELS = (9, 18, 34)  # of 255, how much a piece stands out
-_PIECES = 300  # more than these and it is texture
+_PIECES = 200  # more than these and it is texture ...
+_DENSE = 0.2  # ... as it is if a larger share of the picture stands out
 _PAIRS = 200
 FEWEST = 4  # letters in a row
 _SMALLEST = 10  # pixels of a letter
@@ -107,7 +108,7 @@ def find_rows(small: Picture) -> list[Row]:
 def _pieces(stands: Picture, level: int) -> Pieces | None:
     """Return the pieces of the size of letters; None if they are too few for a row, or so many that it is texture."""
     marks = _at_least(stands, level)
-    if cv2.countNonZero(marks) < FEWEST * _SMALLEST:
+    if not FEWEST * _SMALLEST <= cv2.countNonZero(marks) <= _DENSE * marks.size:
         return None
     count, labels, stats = parts_of(marks)
     height, width = stands.shape

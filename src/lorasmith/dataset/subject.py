@@ -20,7 +20,7 @@ _Float = npt.NDArray[np.float32]
 
 _SIDE, _FAST_SIDE = 256, 128  # pixels of the longer side that the search works on, for a mask and for a fast one
 _MODELS_SIDE = 64  # pixels of the longer side of the copy that a fast search learns GrabCut's colours from
-_HOPELESS = 0.2  # of confidence before GrabCut, below which a fast search leaves it out; what becomes sure has 0.3
+_HOPELESS = 0.3  # of confidence before GrabCut, below which a fast search leaves it out; what becomes sure has 0.39
 _RING = 0.05  # of the shorter side
 _CLUSTERS = 8
 _SURE = 40.0  # units of colour difference, where 1 is just visible: from here on it is the subject
