@@ -109,8 +109,10 @@ def run(folder: Path, out: Path, cache: Path) -> Taken:
                 watched = psutil.Process(process.pid)
                 family = [watched, *watched.children(recursive=True)]
                 peak = max(peak, sum(each.memory_info().rss for each in family))
-                times = watched.cpu_times()
-                cpu = max(cpu, times.user + times.system)
+                ended = watched.cpu_times()  # of workers that have ended, where the system tells
+                spent = [each.cpu_times() for each in family]
+                own = sum(times.user + times.system for times in spent)
+                cpu = max(cpu, own + getattr(ended, "children_user", 0) + getattr(ended, "children_system", 0))
             except psutil.Error:
                 pass
             time.sleep(0.01)
