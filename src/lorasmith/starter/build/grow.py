@@ -26,33 +26,31 @@ def grow(new: UNet2DConditionModel, old: UNet2DConditionModel) -> list[str]:
     readout = _fit_time(new, old)
     source, target = old.state_dict(), new.state_dict()
     filled = {name for name in target if name.startswith("time_embedding")}
-    levels = len(old.config.block_out_channels)
     for name, value in source.items():
-        home = _renamed(name, levels)
+        home = _renamed(name)
         if home is None or home not in target:
             continue
         wanted = target[home]
         if "time_emb_proj.weight" in name:
             value = value @ readout
         if value.shape != wanted.shape:
-            value = _narrowed(home, value, wanted)
+            value = _narrowed(value, wanted)
         wanted.copy_(value)
         filled.add(home)
     return [name for name in target if name not in filled]
 
 
-def _renamed(name: str, levels: int) -> str | None:
+def _renamed(name: str) -> str | None:
     """Return where a parameter of the smaller UNet goes in the larger one; None for its two ends."""
     if name.startswith(("conv_in", "conv_out", "conv_norm_out", "time_embedding")):
         return None
     if name.startswith("down_blocks."):
         _, level, rest = name.split(".", 2)
-        # the first resnet of the old outer block reads conv_in, which is another one now
         return f"down_blocks.{int(level) + 1}.{rest}"
     return name  # the mid block, and the up blocks, which are counted from the inside
 
 
-def _narrowed(home: str, value: Tensor, wanted: Tensor) -> Tensor:
+def _narrowed(value: Tensor, wanted: Tensor) -> Tensor:
     """Return what fits of a weight whose input got narrower: the first channels; what is left over stays as it is."""
     out = wanted.clone()
     window = tuple(slice(0, min(a, b)) for a, b in zip(value.shape, wanted.shape))
