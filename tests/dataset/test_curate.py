@@ -277,6 +277,32 @@ def test_one_picture_is_shown_at_full_size(tmp_path: Path) -> None:
         assert image.width >= 2 * 64
     with pytest.raises(DataError, match="not one of"):
         done(show_picture([source], "x.png", tmp_path / "y.png", Plan()))
+    skipped = done(
+        show_picture([source], "1.png", tmp_path / "y.png", plan_of(tmp_path, '[pictures."1.png"]\nskip = "bad"'))
+    )
+    assert any(isinstance(e, Note) and "skips it: bad" in e.message for e in skipped)
+
+
+def test_a_reading_that_changes_how_a_picture_looks_has_its_sheet_and_so_have_copies(tmp_path: Path) -> None:
+    source = fill_folder(tmp_path / "axe", count=2)
+    with Image.open(source / "0.png") as image:
+        layer = image.convert("RGBA")
+    layer.putalpha(Image.linear_gradient("L").resize(layer.size))
+    layer.save(source / "0.png")
+    done(curate([source], tmp_path / "clean", plan_of(tmp_path, '[pictures."1.png"]\nmirror = true\n')))
+    assert {p.name for p in (tmp_path / "clean-sheets").iterdir()} == {"read-01.png", "mirror-01.png"}
+
+
+def test_a_subject_in_several_pieces_is_told(tmp_path: Path) -> None:
+    (tmp_path / "shoe").mkdir()
+    picture = np.full((128, 128, 3), 240, np.uint8)
+    cv2.circle(picture, (36, 64), 18, (30, 60, 160), -1)
+    Image.fromarray(picture).save(tmp_path / "shoe" / "one.png")
+    cv2.circle(picture, (92, 64), 18, (30, 60, 160), -1)
+    Image.fromarray(picture).save(tmp_path / "shoe" / "two.png")
+    events = done(curate([tmp_path / "shoe"], tmp_path / "clean", plan_of(tmp_path, '[background]\nmode = "blur"\n')))
+    told = [e.message for e in events if isinstance(e, Note) and "several pieces" in e.message]
+    assert len(told) == 1 and "two.png" in told[0] and "one.png" not in told[0]
 
 
 def test_jpeg_has_full_colour_and_no_profile(tmp_path: Path) -> None:

@@ -45,3 +45,11 @@ def test_strength_scales_what_is_done() -> None:
     dark = (render(5, size=96).image * 0.3).astype(np.uint8)
     changes = [np.abs(normalise(dark, ALL, s)[0].astype(int) - dark).mean() for s in (0.1, 0.5, 1.0)]
     assert changes == sorted(changes)
+
+
+def test_black_and_white_that_are_there_already_stay() -> None:
+    picture = np.full((96, 96, 3), 255, np.uint8)
+    picture[30:60, 30:60] = np.linspace(0, 200, 30, dtype=np.uint8)[:, None, None]
+    better, how = normalise(picture, picture[..., 0] < 255, 1.0)
+    assert (better[0, 0] == 255).all() and (better[30, 30] == 0).all()
+    assert how["gain"] == 1 and how["shift"] == 0

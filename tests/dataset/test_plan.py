@@ -90,3 +90,15 @@ def test_the_guide_names_every_key() -> None:
 def test_equal_plans_have_equal_hashes(tmp_path: Path) -> None:
     assert Plan().sha256 == Plan.model_validate({}).sha256
     assert Plan().sha256 != plan_of(tmp_path, "[crop]\nsubject = true\n").sha256
+
+
+def test_the_hash_is_of_the_files_that_a_plan_names_and_not_of_where_they_lie(tmp_path: Path) -> None:
+    text = '[background]\nmode = "replace"\npictures = ["b.png"]\n[pictures."1.png"]\nmask = "m.png"\n'
+    hashes = []
+    for place, mask in (("one", b"m"), ("two", b"m"), ("three", b"n")):
+        home = tmp_path / place
+        home.mkdir()
+        (home / "b.png").write_bytes(b"b")
+        (home / "m.png").write_bytes(mask)
+        hashes.append(plan_of(home, text).sha256)
+    assert hashes[0] == hashes[1] != hashes[2]

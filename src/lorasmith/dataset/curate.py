@@ -33,6 +33,7 @@ from lorasmith.events import Event, Finished, Note, Progress, Warned
 from lorasmith.files import json_text, new_folder, output_error, require_writable, sync_folder, write_bytes, write_text
 
 _WARNED = 20  # exclusions that are said one by one; the ledger has all
+_NAMED = 8  # pictures in one line
 _EMPTY = np.zeros((1, 1, 3), dtype=np.uint8)
 
 
@@ -110,6 +111,10 @@ def show_picture(folders: Sequence[Path], name: str, out: Path, plan: Plan) -> I
         yield Note(f"It would be left out: {reason}.")
     for each in work.operations:
         yield Note(f"{each.name}: {json_text(each.how)}")
+    if work.choice.skip is not None:
+        yield Note(f"It would be left out: the plan skips it: {work.choice.skip or 'without a reason'}.")
+    if work.choice.mirror:
+        work.changes.append(Change("mirror", work.label, work.picture, mirrored(work.picture)))
     new_folder(_absolute(out).parent)
     write_bytes(out, png(full_size(work.changes, work.picture)))
     yield Finished("show", (out,), {"operations": float(len(work.changes))})
@@ -174,6 +179,8 @@ def _finished(work: Work, entry: ledger.Entry, name: str, choice: Choice, *, fil
     names = [name, *([path.with_name(f"{path.stem}-mirror{path.suffix}").as_posix()] if choice.mirror else [])]
     if choice.mirror:
         work.operations.append(ledger.Operation("mirror", True, {"file": names[1]}))
+        if work.record:
+            work.changes.append(Change("mirror", work.label, work.picture, mirrored(work.picture)))
     entry = replace(entry, out=tuple(names), operations=tuple(work.operations))
     if not files:
         return _Made(entry)
@@ -267,6 +274,10 @@ def _publish(made: dict[Path, Path], out: Path) -> None:
 
 def _summary(entries: Sequence[ledger.Entry], source: Source, files: tuple[Path, ...], stage: str) -> Iterator[Event]:
     total = ledger.balance(entries, source.found)
+    if broken := [each.picture for each in entries if any("pieces" in o.how for o in each.operations)]:
+        more = f" and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
+        names = ", ".join(broken[:_NAMED])
+        yield Note(f"The subject was found in several pieces; see on the sheets whether it is whole: {names}{more}.")
     figures = {"in": float(total.pictures_in), "out": float(total.pictures_out), "excluded": float(total.excluded)}
     if total.copies:
         figures["mirrored"] = float(total.copies)

@@ -28,7 +28,9 @@ def normalise(picture: Picture, counted: npt.NDArray[np.bool_], strength: float)
     gain = min(_MOST_GAIN, max(1.0, (_BRIGHT - _DARK) / max(high - low, 1.0)))
     # A range that cannot be stretched to the whole is widened about its middle.
     centre = (low + high) / 2
-    target = min(max(centre, _DARK + gain * (high - low) / 2), _BRIGHT - gain * (high - low) / 2)
+    half = gain * (high - low) / 2
+    fits = 2 * half <= _BRIGHT - _DARK  # what has black and white already stays where it is
+    target = min(max(centre, _DARK + half), _BRIGHT - half) if fits else centre
     gain = 1 + (gain - 1) * strength
     shift = (target - centre) * strength
     tones = np.clip((lab[..., 0] - centre) * gain + centre + shift, 0, 100)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from lorasmith.errors import RecipeError
+from lorasmith.files import sha256_file
 from lorasmith.recipe.schema import Flag, Integer, Number, Section
 
 if sys.version_info >= (3, 11):
@@ -163,8 +165,16 @@ class Plan(Section):
 
     @property
     def sha256(self) -> str:
-        """A hash of everything the plan says, in hexadecimal; files it names count by their paths."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """A hash of everything the plan says, in hexadecimal; files it names count by what is in them.
+
+        Raises:
+            OSError: such a file cannot be read.
+        """
+        said = self.model_dump(mode="json")
+        said["background"]["pictures"] = [sha256_file(path) for path in self.background.pictures]
+        for name, each in self.pictures.items():
+            said["pictures"][name]["mask"] = sha256_file(each.mask) if each.mask else None
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def load_plan(source: Path | None) -> Plan:

@@ -24,13 +24,15 @@ from lorasmith.dataset.overlays import Line, TextRegion, find_lines, find_text
 from lorasmith.dataset.picture import open_rgb
 from lorasmith.dataset.plan import Choice, Plan
 from lorasmith.dataset.shape import bucket_for, cut_to, enlargement, pad_to
-from lorasmith.dataset.subject import Subject, subject_of
-from lorasmith.dataset.upright import read_picture
+from lorasmith.dataset.subject import Subject, parts_of, subject_of
+from lorasmith.dataset.upright import as_stored, read_picture
 from lorasmith.errors import DataError
 
 Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Box = tuple[int, int, int, int]
+_SEEN = frozenset(("alpha", "profile", "turned"))  # what of a reading changes how a picture looks
+_PIECE = 0.03  # of the subject, for a piece of it to be told
 _MOST_FILLED = 0.25  # of a picture; more than that is no longer the picture
 
 
@@ -239,8 +241,16 @@ def change_background(work: Work) -> None:
         raise DataError(what, fix='Add pictures = ["..."] under [background] in the plan.')
     behind = make_behind(section, mode, work.picture, subject.mask, work.key)
     picture = compose(work.picture, subject.mask, behind.picture)
-    work.did("background", picture, {"mode": mode, **behind.how, "finder": section.finder, "confidence": confidence})
+    how = {"mode": mode, **behind.how, "finder": section.finder, "confidence": confidence}
+    pieces = _pieces(subject.mask)
+    work.did("background", picture, how | ({"pieces": pieces} if pieces > 1 else {}))
     work.keep_subject(subject.mask, subject.confidence)
+
+
+def _pieces(mask: Mask) -> int:
+    """Return how many separate pieces of a size that matters a mask has."""
+    count, _, stats = parts_of(mask.astype(np.uint8))
+    return int((stats[1:count, cv2.CC_STAT_AREA] > _PIECE * mask.sum()).sum())
 
 
 STEPS: tuple[Callable[[Work], None], ...] = (
@@ -265,6 +275,8 @@ def run_steps(path: Path, work: Work) -> None:
     work.picture, how = read_picture(path, work.plan.output.alpha)
     if how:
         work.operations.append(Operation("read", True, how))
+        if work.record and how.keys() & _SEEN:
+            work.changes.append(Change("read", work.label, as_stored(path), work.picture))
     for step in STEPS:
         step(work)
 

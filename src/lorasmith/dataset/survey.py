@@ -117,9 +117,10 @@ def _require_readable(plan: Plan) -> None:
         try:
             probe(path)
         except PictureError as error:
-            problems.append(error.what)
+            problems.append(f"{error.where}: {error.what}")
     if problems:
-        what = f"The plan names pictures that cannot be used: {' '.join(problems)}"
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        what = f"The plan names pictures that cannot be used:{lines}"
         raise DataError(what, fix="Check their paths, which start at the plan's folder.")
 
 

@@ -12,6 +12,20 @@ from lorasmith.dataset.background import border_colour, hex_of, rgb
 from lorasmith.dataset.picture import TURNS, Picture, grey8, opened, orientation_of, profile_kind, to_rgb
 
 
+def as_stored(path: Path) -> Picture:
+    """Return a picture as its file has it: not turned, no profile applied, transparent pixels magenta.
+
+    Raises:
+        PictureError: it cannot be used.
+    """
+    with opened(path) as image:
+        image.load()
+        if image.mode.startswith("I") or image.mode == "F":
+            return np.array(Image.fromarray(grey8(image)).convert("RGB"))
+        layer = image.convert("RGBA")
+        return np.array(Image.alpha_composite(Image.new("RGBA", layer.size, "magenta"), layer).convert("RGB"))
+
+
 def read_picture(path: Path, alpha: str) -> tuple[Picture, dict[str, Any]]:
     """Return a picture upright, in sRGB, on a colour, and what had to be done for that.
 
