@@ -16,7 +16,7 @@ from lorasmith.dataset.caption_template import parse_template
 from lorasmith.dataset.contents import Listed
 from lorasmith.dataset.picture import Picture
 from lorasmith.errors import DataError, OutputError
-from lorasmith.events import Event, Finished, Progress, Warned
+from lorasmith.events import Event, Finished, Note, Progress, Warned
 
 PLAIN = TemplateDescriber(parse_template("a {class}[ called {file}]"))
 NO_EDITS = Edits()
@@ -81,7 +81,8 @@ def test_a_template_fills_a_plain_folder(axes: Path) -> None:
 
 def test_a_persons_caption_is_never_replaced_unless_told(axes: Path) -> None:
     before = write(axes, one="my own words", two="")
-    list(caption([axes], PLAIN, NO_EDITS))
+    events = list(caption([axes], PLAIN, NO_EDITS))
+    assert any(isinstance(e, Note) and "1 of 5 captions" in e.message and "--overwrite" in e.message for e in events)
     assert texts(axes)["one.png"] == "my own words"
     assert texts(axes)["two.png"] == "an axe called two"
     assert (axes / "metadata.jsonl.1").read_bytes() == before

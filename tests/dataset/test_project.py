@@ -64,7 +64,8 @@ def test_small_and_few_pictures(tmp_path: Path) -> None:
     assert recipe.lora.rank == 8
     assert recipe.train.steps == 300
     assert recipe.samples.prompts == ("zx, an axe",)
-    assert any(isinstance(e, Warned) for e in events)
+    warned = [e.message for e in events if isinstance(e, Warned)]
+    assert len(warned) == 2 and '9 of 9 captions lack the trigger "zx"' in warned[1]
 
 
 def test_the_base_decides_the_size(tmp_path: Path, tiny_base: Path) -> None:

@@ -125,7 +125,7 @@ def propose(
     """
     tally = Tally()
     todo: list[tuple[Listed, str]] = []
-    bare = 0
+    bare = persons = 0
     for each in contents:
         made = sources(each.folder, each)
         for listed in each.listed:
@@ -133,6 +133,7 @@ def propose(
             was, source = caption_of(listed.caption), made.get(listed.path, "")
             unreadable = isinstance(listed.caption, Finding) and listed.caption.code != "no-entry"
             bare += not (was or unreadable)
+            persons += bool(was and not source)
             if unreadable and not overwrite:
                 tally.refused += 1
                 yield Warned(f"{listed.name} is left alone: {listed.caption}")
@@ -143,6 +144,8 @@ def propose(
                 yield Proposal(listed.path, caption, was, source)
             else:
                 tally.unchanged += 1
+    if describer and persons and not overwrite:
+        yield Note(f"{persons} of {tally.pictures} captions were written by people and stay; --overwrite replaces them.")
     if describer and todo:
         yield from _describe(todo, describer, edits, tally)
     elif bare and not describer:

@@ -22,7 +22,7 @@ FIELDS = {
     "class": "the words of the class's folder: 10_battle_axe is battle axe",
     "folder": "the words of the subfolder that the picture lies in, if it lies in one",
     "file": "the words of the file's name: red-axe_03.png is red axe; IMG_2034.jpg has none",
-    "colour": "the commonest colour of the subject",
+    "colour": "the commonest colour of the subject; none if it has many",
     "colours": "the two commonest, if both are common: silver and brown",
     "background": "the colour of the background, after plain if it is even; none if it is mixed",
 }

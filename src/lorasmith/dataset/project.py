@@ -85,6 +85,10 @@ def new_project(project: Path, folders: Sequence[Path], *, base: str = "starter"
         doubtful = sum(f.severity != "info" for f in dataset.findings)
         if doubtful:
             yield Warned(f"{doubtful} things in the data are wrong or doubtful; lorasmith check says which.")
+        without = sum(not holds_word(e.caption, trigger) for e in dataset.examples) if trigger else 0
+        if without:
+            what = f'{without} of {len(dataset.examples)} captions lack the trigger "{shown(trigger)}"'
+            yield Warned(f"{what}; to put it before them: lorasmith caption FOLDER --trigger {shown(trigger)}")
     yield Note(f"Next: lorasmith check {project / RECIPE}, then lorasmith train {project / RECIPE}")
     yield Finished("new", files, {"pictures": float(len(dataset.examples) if dataset else 0)})
 
@@ -114,8 +118,8 @@ def recipe_text(
     """
     sections: dict[str, list[Choice]] = {
         "": [
-            Choice("version", 1, "of the recipe format"),
-            Choice("name", name, "of the LoRA and of its run folders"),
+            Choice("version", 1, "the version of this format"),
+            Choice("name", name, "the name of the LoRA and of its run folders"),
             Choice("base", base, 'the model to adapt: "starter" (built in), a folder, a file, or a hub id'),
         ],
         "data": _data(folders, dataset, base, size),
