@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lorasmith.model.stable_diffusion import pick_dtype
+from lorasmith.starter.build.muon import Muon, hidden_matrices
 
 
 def cosine(fraction: float, peak: float, last: float = 0.02) -> float:
@@ -67,9 +68,14 @@ class Job:
 
     def __post_init__(self) -> None:
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.trained, lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.99), fused=True
-        )
+        matrices = [p for p in hidden_matrices(self.model) if p.requires_grad]
+        ours = set(map(id, matrices))
+        others = [p for p in self.trained if id(p) not in ours]
+        rate, decay = self.learning_rate, self.weight_decay
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=rate, weight_decay=decay, betas=(0.9, 0.99), fused=True),
+            Muon(matrices, lr=rate, weight_decay=decay),
+        ]
         if self.file.exists():
             self._load()
         if not self.average:
@@ -101,13 +107,14 @@ class Job:
         device = self.trained[0].device
         while not self.idle:
             start = time.perf_counter()
-            for group in self.optimizer.param_groups:
+            for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
                 group["lr"] = cosine(self.fraction, self.learning_rate)
             value, samples = loss(self.fraction, self.steps)
             value.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self.model.zero_grad(set_to_none=True)
             self._update_average()
             self.steps += 1
             self.samples += samples
@@ -134,7 +141,8 @@ class Job:
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self.file.with_suffix(".part")
         state: dict[str, Any] = {
-            "model": self.model.state_dict(), "average": self.average, "optimizer": self.optimizer.state_dict(),
+            "model": self.model.state_dict(), "average": self.average,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "spent": self.spent, "steps": self.steps, "samples": self.samples, "minutes": self.minutes,
         }  # fmt: skip
         with part.open("wb") as file:
@@ -146,7 +154,8 @@ class Job:
     def _load(self) -> None:
         state = torch.load(self.file, map_location="cpu", weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, own in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(own)
         device = self.trained[0].device
         self.average = {k: v.to(device) for k, v in state["average"].items()}
         self.spent, self.steps, self.samples = state["spent"], state["steps"], state["samples"]

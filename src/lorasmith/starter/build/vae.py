@@ -162,7 +162,7 @@ def train_vae(site: Site, minutes: float | None, deadline: float) -> Job:
     vae = make_vae(site.start).to(site.device, memory_format=torch.channels_last)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    job = Job("vae", vae, site.work, minutes, deadline, learning_rate=1e-3 if site.start else 2e-3, ema_decay=0.998)
+    job = Job("vae", vae, site.work, minutes, deadline, learning_rate=1e-3, ema_decay=0.998)
     if job.idle:
         return job
     batch, rows = _batches(site), transform().to(site.device)
