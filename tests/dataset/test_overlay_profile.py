@@ -8,7 +8,7 @@ import pytest
 from draw import busy, item
 
 from lorasmith.dataset import overlay_lines
-from lorasmith.dataset.overlay_profile import median, peaks, promising, straight
+from lorasmith.dataset.overlay_profile import peaks, promising, straight
 from lorasmith.dataset.overlays import find_lines
 from lorasmith.dataset.picture import Picture
 
@@ -22,12 +22,6 @@ def with_line(picture: Picture, seed: int) -> Picture:
     colour = tuple(int(c) for c in rng.choice([0, 255], 3))
     cv2.line(marked, ends[0].tolist(), ends[1].tolist(), colour, int(rng.integers(1, 4)), cv2.LINE_AA)
     return marked
-
-
-@pytest.mark.parametrize("count", [1, 2, 5, 8])
-def test_median_is_numpys(count: int) -> None:
-    values = np.random.default_rng(count).normal(size=(3, count, 4)).astype(np.float32)
-    assert np.array_equal(median(values, 1), np.median(values, axis=1))
 
 
 def test_a_straight_line_is_fitted_as_polyfit_does_and_outliers_do_no_harm() -> None:

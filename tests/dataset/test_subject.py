@@ -53,11 +53,11 @@ def test_thin_items_are_not_worn_away() -> None:
         assert (find_subject(drawn.image).mask & truth).sum() > 0.8 * truth.sum()
 
 
-def test_the_box_and_parts_are_those_of_the_mask() -> None:
+def test_the_box_is_that_of_the_mask() -> None:
     mask = np.zeros((40, 60), bool)
     mask[5:15, 10:20] = mask[20:35, 30:50] = True
     subject = subject_of(mask, confidence=0.5)
-    assert (subject.box, subject.parts, subject.confidence) == ((10, 5, 50, 35), 2, 0.5)
+    assert (subject.box, subject.confidence) == ((10, 5, 50, 35), 0.5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 200), (64, 64), (10, 10)])

@@ -5,21 +5,24 @@ All figures come from a copy whose shorter side is some 512 pixels; a megapixel 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from lorasmith.dataset.picture import Picture
+from lorasmith.dataset.picture import Picture, fraction
+from lorasmith.dataset.quantiles import median, quantile
 
-VERSION = 1  # of what is measured and how; kept measures of another version are made again
+VERSION = 2  # of what is measured and how; kept measures of another version are made again
 HASH_SIDE = 32
 
 _Float = npt.NDArray[np.float32]
 _NARROW, _WIDE = 1.0, 2.0  # sigmas in pixels of the two re-blurrings that softness is measured with
 _FAINTEST_EDGE = 4.0  # levels per pixel, of the wide re-blurring; less is grain
 _FEWEST_EDGES = 8, 1.5e-4  # pixels, and share of the picture, below which there is nothing to judge sharpness by
+_AROUND = np.ones((3, 3), np.uint8)
 _SOMETHING, _NO_EDGES = 15.0, 6.0  # a picture with that many levels of contrast and no edge is that soft, or more
 _PLAIN = 14.0  # levels from the border's own colour, within which a pixel is plain background
 _BAR_FLAT = 6.0  # levels that a bar may differ in itself
@@ -27,7 +30,7 @@ _BAR_SPECKS = 0.03  # the share of a bar's pixels that may differ more
 _BAR_STEP = 12.0  # levels between a bar and the picture, in ...
 _BAR_SAMPLES = 128  # pixels of a row that are looked at
 _BAR_SHARE = 0.6  # ... this share of the bar's length
-_SMALL = 256  # pixels of the longer side, for what needs no finer look
+_SMALL = 256  # pixels of the longer side at most, for what needs no finer look
 _RING = 0.06  # of the shorter side, at the border, for what counts as background in comparing pictures
 
 
@@ -70,9 +73,9 @@ def measure(picture: Picture) -> Measures:
         picture: uint8 RGB of shape (height, width, 3); the shorter side best some 512 pixels, see ``look``.
     """
     luma = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    scale = min(1.0, _SMALL / max(luma.shape))
-    small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else picture
-    subject = _subject(small)
+    small = fraction(picture, -(-max(luma.shape) // _SMALL))
+    border = _border(small)
+    subject = _subject(small, border)
     chosen = subject if subject.mean() > 0.01 else np.ones_like(subject)
     mini = perceptual_hash(small)
     seen = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)[chosen]
@@ -82,7 +85,7 @@ def measure(picture: Picture) -> Measures:
         float((cv2.inRange(small, (253, 253, 253), (255, 255, 255))[chosen] > 0).mean()),
         float(np.searchsorted(np.cumsum(np.bincount(seen, minlength=256)), 0.98 * len(seen))),
         bars(picture),
-        _is_plain(small),
+        _is_plain(border),
         _is_grey(small),
         mini,
         _background(small),
@@ -105,13 +108,14 @@ def softness(luma: npt.NDArray[np.uint8]) -> float:
     """
     levels = luma.astype(np.float32)
     narrow, wide = (_gradient(cv2.GaussianBlur(levels, (0, 0), sigma)) for sigma in (_NARROW, _WIDE))
-    strong = wide > max(_FAINTEST_EDGE, float(np.percentile(wide[::4, ::4], 99)) / 3)
-    ridge = strong & (wide >= cv2.dilate(wide, np.ones((3, 3), np.uint8)))  # on the line of the edge, not beside it
-    if int(ridge.sum()) < max(_FEWEST_EDGES[0], _FEWEST_EDGES[1] * ridge.size):
+    strong = wide > max(_FAINTEST_EDGE, quantile(wide[::4, ::4], 0.99) / 3)
+    ridge = strong & (wide >= cv2.dilate(wide, _AROUND))  # on the line of the edge, not beside it
+    places = np.flatnonzero(ridge)
+    if len(places) < max(_FEWEST_EDGES[0], _FEWEST_EDGES[1] * ridge.size):
         return _NO_EDGES if float(levels.std()) >= _SOMETHING else float("nan")
-    ratio = np.maximum(narrow[ridge] / wide[ridge], 1.0001)
+    ratio = np.maximum(narrow.ravel()[places] / wide.ravel()[places], 1.0001)
     squared = (_WIDE**2 - ratio**2 * _NARROW**2) / (ratio**2 - 1)
-    return float(np.sqrt(np.clip(np.percentile(squared, 15), 0.0, 400.0)))
+    return math.sqrt(min(max(quantile(squared, 0.15), 0.0), 400.0))
 
 
 def _gradient(levels: _Float) -> _Float:
@@ -129,7 +133,7 @@ def bars(picture: Picture) -> tuple[float, float, float, float]:
     found = []
     for rows in (lying, upright, lying[::-1], upright[::-1]):
         half = rows[: max(2, len(rows) // 2), :: max(1, rows.shape[1] // _BAR_SAMPLES)]
-        colour = np.median(half[0], axis=0)
+        colour = median(half[0].astype(np.float32), 0)
         if (_share_off(half[:2], colour, _BAR_FLAT) > _BAR_SPECKS).any():
             found.append(0.0)
             continue
@@ -161,14 +165,14 @@ def _ring(picture: Picture) -> npt.NDArray[np.bool_]:
     return ring
 
 
-def _subject(picture: Picture) -> npt.NDArray[np.bool_]:
+def _subject(picture: Picture, border: Picture) -> npt.NDArray[np.bool_]:
     """Return the mask of what is not plain background: of the border's commonest colour, and joined to the border."""
-    common = _common_colour(picture)
+    common = _common_colour(border)
     near = cv2.inRange(picture, common - _PLAIN, common + _PLAIN)
     count, labels = cv2.connectedComponents(near, connectivity=4)
-    edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     reached = np.zeros(count, dtype=bool)
-    reached[edge] = True
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        reached[edge] = True
     reached[0] = False
     return ~reached[labels]
 
@@ -183,8 +187,7 @@ def _border(picture: Picture) -> Picture:
     return np.concatenate([part.reshape(-1, 3) for part in parts])
 
 
-def _common_colour(picture: Picture) -> npt.NDArray[np.int16]:
-    colours = _border(picture)
+def _common_colour(colours: Picture) -> npt.NDArray[np.int16]:
     red, green, blue = (colours >> 4).T.astype(np.int32)
     coarse = red * 256 + green * 16 + blue
     commonest = np.bincount(coarse, minlength=4096).argmax()
@@ -198,8 +201,7 @@ def _middle(colours: Picture) -> npt.NDArray[np.float64]:
     return np.array([np.searchsorted(count, half).mean() for count in counts])
 
 
-def _is_plain(picture: Picture) -> bool:
-    colours = _border(picture)
+def _is_plain(colours: Picture) -> bool:
     middle = _middle(colours)
     low, high = np.ceil(middle - 2 * _PLAIN), np.floor(middle + 2 * _PLAIN)
     near = cv2.inRange(colours[:, None], low, high)
@@ -220,7 +222,8 @@ def _background(picture: Picture) -> _Float:
     colours = lab[ring]
     luma = lab[:, :, 0]
     grain = np.abs(luma - cv2.GaussianBlur(luma, (0, 0), 2))[ring].mean()
-    deciles = np.percentile(colours, (20, 50, 80), axis=0).ravel()
+    channels = np.ascontiguousarray(colours.T)
+    deciles = [quantile(channel, share) for share in (0.2, 0.5, 0.8) for channel in channels]
     return np.asarray([*deciles, 4 * grain], dtype=np.float32)
 
 
@@ -229,8 +232,8 @@ def _composition(picture: Picture) -> _Float:
     luma = cv2.resize(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (128, 128), interpolation=cv2.INTER_AREA)
     small = cv2.GaussianBlur(luma.astype(np.float32), (0, 0), 1.5)
     dx, dy = cv2.Sobel(small, cv2.CV_32F, 1, 0), cv2.Sobel(small, cv2.CV_32F, 0, 1)
-    turn = (np.arctan2(dy, dx) % np.pi / np.pi * 8).astype(np.int32) % 8
-    strength = cv2.magnitude(dx, dy)
+    strength, angle = cv2.cartToPolar(dx, dy)
+    turn = (angle * (8 / np.pi)).astype(np.int32) % 8
     where = cv2.resize(strength, (8, 8), interpolation=cv2.INTER_AREA).ravel()
     ways = np.bincount(turn.ravel(), strength.ravel(), minlength=8)
     return np.concatenate([where / max(where.sum(), 1e-6), ways / max(ways.sum(), 1e-6)]).astype(np.float32)

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from lorasmith.dataset.overlay_profile import HALF, median, peaks, promising, sampled, straight
+from lorasmith.dataset.overlay_profile import HALF, peaks, promising, sampled, straight
+from lorasmith.dataset.quantiles import median, quantile
 
 Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -130,7 +131,7 @@ def _seeds(small: Picture) -> list[_Seed]:
     """Return segments that may be lines, as their two ends."""
     side = max(small.shape[:2])
     ridge = cv2.max(*ridges(small))
-    level = max(_CONTRAST, int(np.percentile(ridge[::3, ::3], 94)))
+    level = max(_CONTRAST, int(quantile(ridge[::3, ::3], 0.94)))
     crest = cv2.min(cv2.dilate(ridge, _ACROSS), cv2.dilate(ridge, _ACROSS.T))  # thinner, so faster
     marks = ((ridge >= level) & (ridge >= crest)).view(np.uint8)
     beside = cv2.boxFilter(marks, -1, (_ROUND, _ROUND), normalize=False, borderType=cv2.BORDER_CONSTANT)

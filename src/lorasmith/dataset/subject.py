@@ -14,6 +14,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from lorasmith.dataset.picture import fraction
+from lorasmith.dataset.quantiles import median, quantile
+
 Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 _Float = npt.NDArray[np.float32]
@@ -30,6 +33,7 @@ _SMALLEST = 0.004  # of the picture, for a part to count
 _PINHOLE = 0.02  # of the subject
 _ONE_COLOUR = 2.5  # units of colour difference from the border's median
 _FAINT = 1.8  # units of colour difference; before a plain border this bridges a gap ...
+_FAINT_AT_FRAME = 4.5  # the same beside the frame, where a bridge has one end only and would follow a shadow
 _BRIDGE = 15  # ... of so many pixels
 
 
@@ -40,13 +44,11 @@ class Subject:
     Args:
         mask: bool (height, width), true on the subject.
         box: left, top, right, bottom of the mask in pixels, right and bottom excluded; all 0 if nothing was found.
-        parts: separate pieces of a size that matters.
         confidence: 0 to 1; see ``find_subject``.
     """
 
     mask: Mask
     box: tuple[int, int, int, int]
-    parts: int
     confidence: float
 
 
@@ -61,25 +63,27 @@ def find_subject(picture: Picture, *, fast: bool = False) -> Subject:
     height, width = picture.shape[:2]
     scale = min(1.0, (_FAST_SIDE if fast else _SIDE) / max(height, width))
     small_size = max(8, round(width * scale)), max(8, round(height * scale))
-    small = cv2.resize(picture, small_size, interpolation=cv2.INTER_AREA)
+    nearly = fraction(picture, 2) if fast and scale <= 0.5 else picture
+    small = cv2.resize(nearly, small_size, interpolation=cv2.INTER_AREA)
     lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     lab = cv2.bilateralFilter(lab, 5, 8, 2)
     ring = ring_mask(lab.shape[:2])
-    score = _score(lab, ring)
+    border = lab[ring]
+    score = _score(lab, border[::2] if fast else border)
     doubtful = _doubtful(score, ring)
     scaled = score * (_DOUBTFUL[1] / doubtful)
-    plain = _is_plain(lab, ring)
+    plain = _is_plain(border)
     if fast and _confidence(scaled, score > doubtful, ring) < _HOPELESS:
         mask = _tidy(score > doubtful, score, plain=plain)
     else:
         mask = _cut(small, score, doubtful, plain=plain, fast=fast)
     soft = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    return subject_of(soft > 0.5, confidence=_confidence(scaled, mask, ring))
+    return subject_of(np.asarray(soft > 0.5), confidence=_confidence(scaled, mask, ring))
 
 
 def subject_of(mask: Mask, *, confidence: float) -> Subject:
     """Return the subject that a mask marks, bool (height, width)."""
-    return Subject(mask, _box(mask), _parts(mask), confidence)
+    return Subject(mask, _box(mask), confidence)
 
 
 def parts_of(mask: Picture) -> tuple[int, npt.NDArray[np.int32], npt.NDArray[np.int32]]:
@@ -99,38 +103,48 @@ def ring_mask(shape: tuple[int, ...]) -> Mask:
     return ring
 
 
-def _score(lab: _Float, ring: Mask) -> _Float:
-    """Return how badly the ring's colours explain each pixel, as a colour difference, float32 (height, width)."""
-    samples = lab[ring]
+def _score(lab: _Float, samples: _Float) -> _Float:
+    """Return how badly a border's colours explain each pixel, as a colour difference, float32 (height, width).
+
+    Args:
+        lab: float32 (height, width, 3).
+        samples: the border's pixels, or some of them, float32 (n, 3).
+    """
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 12, 0.5)
     cv2.setRNGSeed(0)
     count = min(_CLUSTERS, len(samples))
     _, labels, centres = cv2.kmeans(samples, count, None, criteria, 1, cv2.KMEANS_PP_CENTERS)
-    labels = labels.ravel()
-    channels = cv2.split(lab)
-    best = np.full(lab.shape[:2], np.inf, dtype=np.float32)
-    for index in range(count):
-        members = samples[labels == index]
-        if len(members) < 0.02 * len(samples):
-            continue
-        spread = np.maximum(members.std(0), (4.0, 2.0, 2.0))
-        squared = np.zeros_like(best)
-        for channel, centre, wide in zip(channels, centres[index], (spread / spread.mean()).tolist()):
-            away = (channel - centre) * np.float32(1 / wide)
-            squared += away * away
-        best = np.minimum(best, squared)
-    return np.sqrt(best)
+    chosen = np.eye(count, dtype=np.float32)[labels.ravel()]
+    sizes = chosen.sum(0)
+    kept = np.flatnonzero(sizes >= 0.02 * len(samples))
+    centres = centres[kept]
+    away = samples - centres[np.minimum(np.searchsorted(kept, labels.ravel()), len(kept) - 1)]
+    variances = (chosen.T @ np.square(away))[kept] / sizes[kept, None]
+    spreads = np.maximum(np.sqrt(variances), (4.0, 2.0, 2.0)).astype(np.float32)
+    weights = np.square(spreads.mean(1, keepdims=True) / spreads)
+    # The sum of w (x - c)^2 over the channels, for all pixels and clusters, as one matrix product.
+    height, width = lab.shape[:2]
+    terms = np.ones((7, height * width), dtype=np.float32)
+    terms[:3] = lab.reshape(-1, 3).T
+    np.square(terms[:3], out=terms[3:6])
+    constant = (weights * np.square(centres)).sum(1, keepdims=True)
+    squared = np.concatenate([-2 * weights * centres, weights, constant], axis=1) @ terms
+    return np.asarray(np.sqrt(np.maximum(squared.min(0), 0)).reshape(height, width))
 
 
-def _is_plain(lab: _Float, ring: Mask) -> bool:
-    """Return whether a border is of one colour, but for what the subject or a stray line leaves on it."""
-    away = np.linalg.norm(lab[ring] - np.median(lab[ring], axis=0), axis=1)
-    return bool(np.percentile(away, 90) < _ONE_COLOUR)
+def _is_plain(border: _Float) -> bool:
+    """Return whether a border is of one colour, but for what the subject or a stray line leaves on it.
+
+    Args:
+        border: its pixels, float32 (n, 3).
+    """
+    away = border - median(border, 0)
+    return quantile(np.einsum("nc,nc->n", away, away), 0.9) < _ONE_COLOUR**2
 
 
 def _doubtful(score: _Float, ring: Mask) -> float:
     """Return from which score on a pixel may be the subject: the less, the better the border explains itself."""
-    return float(np.clip(3.0 + 2.5 * float(np.percentile(score[ring], 95)), *_DOUBTFUL))
+    return float(np.clip(3.0 + 2.5 * quantile(score[ring], 0.95), *_DOUBTFUL))
 
 
 def _cut(small: Picture, score: _Float, doubtful: float, *, plain: bool, fast: bool) -> Mask:
@@ -145,7 +159,7 @@ def _cut(small: Picture, score: _Float, doubtful: float, *, plain: bool, fast: b
     marks[score < _EXPLAINED * doubtful] = cv2.GC_BGD
     if (marks & 1).sum() < 16 or (marks & 1).all():
         return np.zeros(score.shape, dtype=bool)
-    if np.isin(marks, (cv2.GC_PR_BGD, cv2.GC_PR_FGD)).any():
+    if (marks & 2).any():  # cv2.GC_PR_BGD or cv2.GC_PR_FGD
         _grab(small, marks, fast=fast)
     return _tidy((marks & 1).astype(bool), score, plain=plain)
 
@@ -183,7 +197,10 @@ def _tidy(mask: Mask, score: _Float, *, plain: bool) -> Mask:
     mask = mask & ~_hairs(mask)
     if plain:
         near = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((_BRIDGE, _BRIDGE), np.uint8))
-        mask = mask | ((near > 0) & (score > _FAINT))
+        inner = np.s_[_BRIDGE // 2 : -(_BRIDGE // 2)]
+        faintest = np.full(score.shape, _FAINT_AT_FRAME, dtype=np.float32)
+        faintest[inner, inner] = _FAINT
+        mask = mask | ((near > 0) & (score > faintest))
     count, labels, stats = parts_of(mask.astype(np.uint8))
     if count < 2:
         return mask
@@ -210,14 +227,9 @@ def _hairs(mask: Mask) -> Mask:
     inner = np.zeros(mask.shape, dtype=bool)
     inner[2:-2, 2:-2] = True
     reaching = np.zeros(count, dtype=bool)
-    reaching[np.unique(labels[~inner])] = True
+    reaching[labels[~inner]] = True
     reaching[0] = False
     return np.asarray(reaching[labels], dtype=bool)
-
-
-def _parts(mask: Mask) -> int:
-    count, _, stats = parts_of(mask.astype(np.uint8))
-    return int((stats[1:, cv2.CC_STAT_AREA] > _SMALLEST * mask.size).sum()) if count > 1 else 0
 
 
 def _box(mask: Mask) -> tuple[int, int, int, int]:
@@ -233,12 +245,15 @@ def _confidence(score: _Float, mask: Mask, ring: Mask) -> float:
     Scores are scaled to a busy border's. Its faint tenth has to stand out, little beside it may be half explained, and
     it must be neither a speck, nor nearly everything, nor run all along the border.
     """
-    if not mask.any() or mask.all():
+    size = np.count_nonzero(mask)
+    if size in (0, mask.size):
         return 0.0
-    faint = float(np.percentile(score[mask], 10))
-    strength = float(np.clip((faint - 6) / 12, 0, 1))
-    doubtful = (score > 6) & (score < 14) & ~mask
-    clear = 1 / (1 + 2 * float(doubtful.sum()) / float(mask.sum()))
-    area, along = float(mask.mean()), float((mask & ring).sum() / ring.sum())
-    plausible = np.clip(area / 0.01, 0, 1) * np.clip((0.9 - area) / 0.2, 0, 1) * np.clip((0.7 - along) / 0.3, 0, 1)
-    return float(strength * clear * plausible)
+    strength = _share((quantile(score[mask], 0.1) - 6) / 12)
+    doubtful = np.count_nonzero((score > 6) & (score < 14) & ~mask)
+    area, along = size / mask.size, np.count_nonzero(mask & ring) / np.count_nonzero(ring)
+    plausible = _share(area / 0.01) * _share((0.9 - area) / 0.2) * _share((0.7 - along) / 0.3)
+    return strength * plausible / (1 + 2 * doubtful / size)
+
+
+def _share(value: float) -> float:
+    return min(max(value, 0.0), 1.0)
