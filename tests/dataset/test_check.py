@@ -223,6 +223,14 @@ def test_junk_becomes_findings_and_the_rest_goes_on(tmp_path: Path) -> None:
     assert "duplicate-key" in codes(found)
 
 
+def test_pictures_of_hardly_any_pixels(tmp_path: Path) -> None:
+    for width, height in ((1, 1), (2, 2), (1, 3000), (3000, 1), (3, 2)):
+        write(tmp_path / "axe" / f"{width}x{height}.png", np.full((height, width, 3), 90, np.uint8))
+    found = run(tmp_path / "out", tmp_path / "axe")
+    assert sum(f.code == "too-small" for f in found) == 5
+    assert not [f for f in found if f.severity == "error"]
+
+
 @needs_links
 def test_links(tmp_path: Path) -> None:
     folder = fill(tmp_path / "axe", 2)

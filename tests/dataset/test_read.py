@@ -220,6 +220,32 @@ def test_links_that_lead_out_are_refused_and_inner_ones_count_once(tmp_path: Pat
 
 
 @needs_links
+def test_captions_are_not_read_through_links_that_lead_out(tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("a secret", encoding="utf-8")
+    folder = tmp_path / "axe"
+    draw(folder, *(f"{n}.png" for n in range(5)))
+    (folder / "0.txt").write_text("an axe", encoding="utf-8")
+    for name, target in {"1": "0.txt", "2": "../secret.txt", "3": "nowhere.txt", "4": "4.txt"}.items():
+        (folder / f"{name}.txt").symlink_to(target)
+    dataset = read(folder)
+    assert [e.caption for e in dataset.examples] == ["an axe", "an axe"]
+    assert codes(dataset) == ["bad-caption"] * 3
+    (tmp_path / "secret.jsonl").write_text('{"file_name": "0.png", "text": "a secret"}', encoding="utf-8")
+    (folder / "metadata.jsonl").symlink_to("../secret.jsonl")
+    with pytest.raises(DataError, match="link to a file outside"):
+        read_dataset([folder])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_beside_a_picture_is_not_waited_on(tmp_path: Path) -> None:
+    draw(tmp_path / "axe", "1.png", "2.png")
+    os.mkfifo(tmp_path / "axe" / "1.txt")
+    dataset = read(tmp_path / "axe")
+    assert [e.path.name for e in dataset.examples] == ["2.png"]
+    assert codes(dataset)[0] == "bad-caption"
+
+
+@needs_links
 def test_a_linked_folder_keeps_the_name_it_was_given(tmp_path: Path) -> None:
     draw(tmp_path / "v2-final", "1.png")
     (tmp_path / "axe").symlink_to(tmp_path / "v2-final")

@@ -145,7 +145,7 @@ def propose(
             else:
                 tally.unchanged += 1
     if describer and persons and not overwrite:
-        yield Note(f"{persons} of {tally.pictures} captions were written by people and stay; --overwrite replaces them.")
+        yield Note(f"{persons} of {tally.pictures} captions are by people and stay; --overwrite replaces them.")
     if describer and todo:
         yield from _describe(todo, describer, edits, tally)
     elif bare and not describer:

@@ -15,7 +15,7 @@ from lorasmith.dataset.finding import KINDS, Finding, shown
 PER_KIND = 48  # findings of one kind that are shown
 THUMBNAILS = 1200  # in the whole page, some 6 MB
 PER_GROUP = 8  # pictures of one finding
-_TITLES = {"error": "Errors", "warning": "Warnings", "info": "Good to know"}
+_TITLES = {"error": "Errors", "warning": "Warnings", "info": "Remarks"}
 _ABOUT = {
     "error": "Something that was offered cannot be used.",
     "warning": "It is used, and likely does harm.",

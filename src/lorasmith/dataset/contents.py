@@ -102,7 +102,7 @@ def list_contents(folder: Folder) -> Contents:
             return Contents(folder, source.name, (), tuple(findings), ())
         said = source.name
         beside = {picture: text for picture, text in sidecars.items() if picture not in captions}
-        captions |= {picture: _sidecar_caption(text, picture) for picture, text in beside.items()}
+        captions |= {picture: _sidecar_caption(folder, text, picture) for picture, text in beside.items()}
         if beside:
             said += f" and {_count(len(beside), 'file')} beside the pictures"
             what = f"{_count(len(beside), 'caption')} in {shown(folder.label)} from files beside the pictures; "
@@ -111,7 +111,7 @@ def list_contents(folder: Folder) -> Contents:
         said = f"{_count(len(sidecars), 'file')} beside the pictures"
         for picture in listing.pictures:
             text = sidecars.get(picture)
-            captions[picture] = Caption("") if text is None else _sidecar_caption(text, picture)
+            captions[picture] = Caption("") if text is None else _sidecar_caption(folder, text, picture)
     else:
         captions = {picture: Caption(folder.words) for picture in listing.pictures}
         if listing.pictures:
@@ -153,7 +153,13 @@ def _sidecars(listing: Listing) -> dict[Path, Path]:
     return {picture: text for picture, text in pairs if text in others}
 
 
-def _sidecar_caption(path: Path, picture: Path) -> Caption | Finding:
+def _sidecar_caption(folder: Folder, path: Path, picture: Path) -> Caption | Finding:
+    """Return the caption in a file beside a picture; a link out of the folder, or what is no file, is not opened."""
+    if path.is_symlink() and not _leads_inside(folder, path):
+        what = f"{shown(path.name)}, the caption of {shown(picture.name)}, is a link out of the folder, or to nothing."
+        return finding("bad-caption", what, picture)
+    if not path.is_file():  # a pipe would be waited on for ever
+        return finding("bad-caption", f"{shown(path.name)}, the caption of {shown(picture.name)}, is no file.", picture)
     try:
         with path.open("rb") as stream:
             raw = stream.read(metadata.LONGEST_LINE + 1)
@@ -164,6 +170,13 @@ def _sidecar_caption(path: Path, picture: Path) -> Caption | Finding:
         what = f"{shown(path.name)}, the caption of {shown(picture.name)}, cannot be read as UTF-8 text."
         return finding("bad-caption", what, picture)
     return Caption(text, path)
+
+
+def _leads_inside(folder: Folder, link: Path) -> bool:
+    try:
+        return link.resolve(strict=True).is_relative_to(folder.path)
+    except (OSError, RuntimeError):  # nowhere, or a circle of links
+        return False
 
 
 def _others(folder: Folder, others: list[Path], has_sidecars: bool) -> list[Finding]:

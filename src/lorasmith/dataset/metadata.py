@@ -65,6 +65,10 @@ def read_metadata(folder: Path, name: str = NAME) -> Iterator[Entry | Finding]:
     """
     path = folder / name
     try:
+        if not path.resolve().is_relative_to(folder):
+            what = f"{folder.name}/{name} is a link to a file outside the folder."
+            yield finding("unreadable-metadata", what, path)
+            return
         if path.suffix != ".parquet" and _is_utf16(path):
             yield finding("utf16-metadata", f"{folder.name}/{name} is UTF-16.", path)
             return

@@ -201,7 +201,7 @@ def _touching(subject: Subject) -> Box:
     shares = []
     for mask in (subject.mask.T, subject.mask, subject.mask.T[::-1], subject.mask[::-1]):
         edge = mask[:_EDGE].all(axis=0).mean()
-        inner = mask[max(_EDGE, round(len(mask) * _FURTHER_IN))].mean()
+        inner = mask[min(len(mask) - 1, max(_EDGE, round(len(mask) * _FURTHER_IN)))].mean()
         shares.append(float(edge) if edge >= _TIP * inner else 0.0)
     left, top, right, bottom = shares
     return left, top, right, bottom
