@@ -107,11 +107,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """Return ``value`` as standard JSON: a NaN or infinity, which JSON lacks, becomes null."""
+    """Return ``value`` as standard JSON that UTF-8 can hold: a NaN or infinity, which JSON lacks, becomes null.
+
+    What a file's name has that is not Unicode stays, escaped as JSON does it.
+    """
     try:
-        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _finite(value: Any) -> Any:

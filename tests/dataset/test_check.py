@@ -231,6 +231,16 @@ def test_pictures_of_hardly_any_pixels(tmp_path: Path) -> None:
     assert not [f for f in found if f.severity == "error"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode here")
+def test_a_name_that_is_not_unicode_is_found_and_written(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "axe", 2)
+    (folder / "0.png").rename(os.fsdecode(os.fsencode(folder) + b"/latin-\xe9.png"))
+    found = run(tmp_path / "out", folder)
+    assert "file-name" in codes(found)
+    report = json.loads((tmp_path / "out" / "findings.json").read_text(encoding="utf-8"))
+    assert any(os.fsencode(f["file"] or "").endswith(b"latin-\xe9.png") for f in report["findings"])
+
+
 @needs_links
 def test_links(tmp_path: Path) -> None:
     folder = fill(tmp_path / "axe", 2)

@@ -259,6 +259,14 @@ def test_what_may_not_be_read_is_said(tmp_path: Path) -> None:
     assert codes(read(tmp_path / "axe"))[-1] == "unreadable-file"
 
 
+def test_a_folder_whose_files_may_not_be_reached_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(tmp_path / "axe" / "sub", "1.png")
+    draw(tmp_path / "axe", "2.png")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "sub" or mode != os.X_OK)
+    with pytest.raises(DataError, match=r"sub cannot be read: Permission denied"):
+        read_dataset([tmp_path / "axe"])
+
+
 def refuse(path: object, *_: object, **__: object) -> None:
     raise PermissionError(13, "Permission denied", str(path))
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 @click.command("caption", short_help="Write, edit and check the captions of pictures.")
-@click.argument("folders", nargs=-1, required=True, metavar="FOLDER...", type=click.Path(path_type=Path))
+@click.argument(
+    "folders", nargs=-1, required=True, metavar="FOLDER...", type=click.Path(readable=False, path_type=Path)
+)
 @click.option("--with", "maker", metavar="template|blip|MODEL", help="What writes captions: a MODEL is a folder or id.")
 @click.option("--template", help="Text with fields; implies --with template.  [see below]")
 @click.option("--overwrite", is_flag=True, help="With --with: also replace captions that people wrote.")

@@ -21,7 +21,9 @@ _WIDTH = 110
 
 
 @click.command("check", short_help="Find what is wrong with pictures and captions.")
-@click.argument("paths", nargs=-1, metavar="FOLDER | ZIP | RECIPE.toml ...", type=click.Path(path_type=Path))
+@click.argument(
+    "paths", nargs=-1, metavar="FOLDER | ZIP | RECIPE.toml ...", type=click.Path(readable=False, path_type=Path)
+)
 @click.option(
     "--recipe", type=click.Path(path_type=Path), help="Check for this recipe's training (its resolution, ...)."
 )

@@ -8,7 +8,7 @@ import click
 
 
 @click.command("curate", short_help="Make a clean copy of folders of pictures.")
-@click.argument("folders", nargs=-1, required=True, metavar="PATH...", type=click.Path(path_type=Path))
+@click.argument("folders", nargs=-1, required=True, metavar="PATH...", type=click.Path(readable=False, path_type=Path))
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

@@ -9,7 +9,7 @@ import click
 
 @click.command("new", short_help="Start a project: a folder with a recipe that suits the pictures.")
 @click.argument("name", metavar="NAME", type=click.Path(path_type=Path))
-@click.argument("folders", nargs=-1, metavar="[FOLDER...]", type=click.Path(path_type=Path))
+@click.argument("folders", nargs=-1, metavar="[FOLDER...]", type=click.Path(readable=False, path_type=Path))
 @click.option("--base", default="starter", show_default=True, help="Model to adapt: starter, a folder, a file, an id.")
 @click.option("--trigger", default="", metavar="WORD", help="The word that calls the LoRA, if the captions have one.")
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines.")

@@ -20,7 +20,7 @@ _SOURCE = "RECIPE.toml | FOLDER..."
 
 
 @click.command("train", short_help="Train a LoRA on folders of pictures.")
-@click.argument("source", nargs=-1, metavar=_SOURCE, type=click.Path(path_type=Path))
+@click.argument("source", nargs=-1, metavar=_SOURCE, type=click.Path(readable=False, path_type=Path))
 @click.option("--base", help="Model to adapt: starter, a folder, one .safetensors or .ckpt file, or a hub id.")
 @click.option("--out", type=click.Path(path_type=Path), help="New run folder.  [default: runs/NAME-001, -002, ...]")
 @click.option("--preset", default="default", show_default=True, help="default, reference, low-memory or quality.")

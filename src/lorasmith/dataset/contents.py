@@ -164,7 +164,10 @@ def _sidecar_caption(folder: Folder, path: Path, picture: Path) -> Caption | Fin
         with path.open("rb") as stream:
             raw = stream.read(metadata.LONGEST_LINE + 1)
         text = metadata.clean_caption(raw.decode("utf-8-sig")) if len(raw) <= metadata.LONGEST_LINE else None
-    except (OSError, UnicodeDecodeError):
+    except OSError as error:
+        what = f"{shown(path.name)}, the caption of {shown(picture.name)}, cannot be read: {error.strerror}."
+        return finding("bad-caption", what, picture)
+    except UnicodeDecodeError:
         text = None
     if text is None:
         what = f"{shown(path.name)}, the caption of {shown(picture.name)}, cannot be read as UTF-8 text."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable
@@ -117,6 +118,10 @@ def list_folder(folder: Path) -> Listing:
         findings.append(finding("unreadable-folder", what, path))
 
     for parent, subfolders, files in os.walk(folder, onerror=refused):
+        if not os.access(parent, os.X_OK):  # its names can be listed, and nothing in it opened
+            refused(PermissionError(errno.EACCES, os.strerror(errno.EACCES), parent))
+            subfolders[:] = []
+            continue
         others.extend(path for name in subfolders if (path := Path(parent, name)).is_symlink())
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for path in (Path(parent, name) for name in files):

@@ -47,7 +47,7 @@ def find_metadata(folder: Path) -> Path | None:
     """Return the metadata file that is read for ``folder``, if it has one; an empty table is none."""
     for name in NAMES:
         path = folder / name
-        if not path.is_file():
+        if not _is_file(path):
             continue
         if name == NAME or (path.stat().st_size and (path.suffix == ".csv" or tables.parquet_is_readable())):
             return path
