@@ -159,6 +159,15 @@ def test_an_incomplete_average_is_refused_by_name(state: dict[str, Tensor], tmp_
         load_base(path, weights="ema")
 
 
+@pytest.mark.parametrize("weights", ["auto", "ema"])
+def test_a_file_with_nothing_but_the_average_is_refused_as_that(
+    state: dict[str, Tensor], tmp_path: Path, weights: str
+) -> None:
+    bare = {name: value for name, value in state.items() if not name.startswith("model.diffusion_model.")}
+    with pytest.raises(ModelError, match=r"only the moving average"):
+        load_base(saved(tmp_path, bare | ema_of(state)), weights=weights)
+
+
 def test_unwanted_weights_are_never_read(
     state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from lorasmith.model.base_files import BaseFiles, WeightChoice
 from lorasmith.model.base_settings import SETTINGS_KEY, read_settings, result_settings
 from lorasmith.model.checkpoint_file import Checkpoint, open_checkpoint
 from lorasmith.model.original_layout import (
+    EMA_PREFIX,
     PREFIXES,
     SD1_SETTINGS,
     ema_name,
@@ -75,6 +76,12 @@ def _unet(
 ) -> tuple[dict[str, Any], PartWeights, tuple[str, ...]]:
     prefix = PREFIXES["unet"]
     shapes = _below(checkpoint, prefix)
+    if not shapes and any(name.startswith(EMA_PREFIX) for name in checkpoint.tensors):
+        raise ModelError(
+            "The file holds only the moving average (EMA) of a UNet's weights, and not the weights themselves.",
+            where=str(checkpoint.path),
+            fix='Use the file that it was taken from; a file named "emaonly" has the average under the usual names.',
+        )
     with _incomplete(checkpoint, "UNet"):
         config = unet_config(shapes, settings)
     names = original_unet_names(_parameters("unet", config), config["layers_per_block"])
