@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lorasmith.dataset import background as module
 from lorasmith.dataset.background import (
     _rembg_session,
+    blurred_behind,
     border_colour,
     compose,
     find,
@@ -50,6 +52,25 @@ def test_the_subject_stays_and_the_rest_is_new(drawn: tuple[np.ndarray, np.ndarr
     border &= ~near
     assert border.sum() > 1000
     assert np.abs(result[border].astype(int) - behind.picture[border]).max() <= 1
+
+
+def test_a_large_picture_is_composed_in_bands_that_do_not_show(
+    drawn: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, mask = drawn
+    behind = np.full_like(picture, 200)
+    whole = compose(picture, mask, behind)
+    monkeypatch.setattr(module, "_BAND", 160)  # bands of 64 rows, the least
+    assert np.abs(compose(picture, mask, behind).astype(int) - whole).max() <= 1
+
+
+def test_a_wide_blur_computed_small_is_the_same_blur(
+    drawn: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, mask = (part.repeat(3, 0).repeat(3, 1) for part in drawn)
+    small = blurred_behind(picture, mask, 34.0)
+    monkeypatch.setattr(module, "_FINE", 100.0)
+    assert np.abs(small.astype(int) - blurred_behind(picture, mask, 34.0)).max() <= 4
 
 
 def test_a_blur_takes_no_colour_from_the_subject() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import pytest
 
+from lorasmith.dataset import exposure
 from lorasmith.dataset.exposure import normalise
 from lorasmith.starter.renderer import render
 
@@ -53,3 +55,12 @@ def test_black_and_white_that_are_there_already_stay() -> None:
     better, how = normalise(picture, picture[..., 0] < 255, 1.0)
     assert (better[0, 0] == 255).all() and (better[30, 30] == 0).all()
     assert how["gain"] == 1 and how["shift"] == 0
+
+
+def test_a_large_picture_is_changed_in_bands_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    dark = (render(5, size=96).image * 0.3).astype(np.uint8)
+    whole, how = normalise(dark, ALL, 1.0)
+    monkeypatch.setattr(exposure, "_BAND", 96 * 48)
+    banded, about = normalise(dark, ALL, 1.0)
+    assert abs(about["gain"] - how["gain"]) < 0.05  # measured on some of the pixels
+    assert np.abs(banded.astype(int) - whole).mean() < 3

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from lorasmith.dataset import picture as module
 from lorasmith.dataset.finding import KINDS
-from lorasmith.dataset.picture import PictureError, open_rgb, probe
+from lorasmith.dataset.picture import TURNS, PictureError, open_rgb, probe, turned
 
 Image.init()
 needs_avif = pytest.mark.skipif("AVIF" not in Image.OPEN, reason="this Pillow reads no AVIF")
@@ -276,3 +277,27 @@ def test_flipped_bytes_raise_nothing_but_picture_errors(tmp_path: Path, suffix: 
             assert error.code in KINDS
         else:
             assert shape == (info.height, info.width, 3)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_arrays_are_turned_as_pillow_turns_pictures(turn: int) -> None:
+    expected = photo() if turn == 1 else photo().transpose(TURNS[turn])
+    assert np.array_equal(turned(np.asarray(photo()), turn), np.asarray(expected))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "I;16", "F", "transparent colour"])
+def test_a_picture_read_in_bands_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    path, options = tmp_path / "1.tiff", {}
+    if mode == "transparent colour":
+        image, path, options = photo().quantize(16), tmp_path / "1.png", {"transparency": 3}
+    elif mode == "I;16":
+        image = Image.fromarray(np.arange(WIDTH * HEIGHT, dtype=np.uint16).reshape(HEIGHT, WIDTH) * 170)
+    else:
+        image = photo().convert(mode)
+    if mode in ("LA", "RGBA"):
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.info["icc_profile"] = b""
+    image.save(path, **options)
+    whole = open_rgb(path)
+    monkeypatch.setattr(module, "_BAND", 5 * WIDTH)
+    assert np.array_equal(open_rgb(path), whole)

@@ -22,6 +22,8 @@ Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 _Float = npt.NDArray[np.float32]
 
+_FINE = 8.0  # pixels of sigma that a blur has at least in the copy it is computed on
+_BAND = 4_000_000  # pixels that are laid on a background at once
 _REMBG_MODEL = "isnet-general-use"  # named, so that another version of rembg does not choose another
 
 
@@ -126,7 +128,7 @@ def make_behind(section: BackgroundSection, mode: str, picture: Picture, mask: M
     first, second = _two(colours, rng)
     ramp = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     shades = np.array(first, np.float32) * (1 - ramp) + np.array(second, np.float32) * ramp
-    made = np.rint(np.broadcast_to(shades, picture.shape)).astype(np.uint8)
+    made = np.broadcast_to(np.rint(shades).astype(np.uint8), picture.shape)
     return Behind(np.ascontiguousarray(made), {"colours": [hex_of(first), hex_of(second)]})
 
 
@@ -145,21 +147,29 @@ def blurred_behind(picture: Picture, mask: Mask, sigma: float) -> Picture:
     The blur of the picture without the subject, divided by the blur of where it is known (normalised convolution,
     Knutsson and Westin, CVPR 1993). Where the subject is wider than the blur, coarser blurs fill in.
     """
-    known = (~cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)).astype(np.float32)
-    colours = picture.astype(np.float32) * known[..., None]
+    height, width = mask.shape
+    step = max(1, int(sigma / _FINE))  # a wide blur leaves nothing that a smaller copy could not hold
+    size = max(1, width // step), max(1, height // step)
+    sure = ~cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
+    known = cv2.resize(sure.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    colours = cv2.resize(picture * sure[..., None], size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    sigma /= step
     result = np.zeros_like(colours)
-    left = np.ones(mask.shape, dtype=np.float32)
+    left = np.ones(known.shape, dtype=np.float32)
     for factor in (1, 4, 16):
-        weight = cv2.GaussianBlur(known, (0, 0), sigma * factor)
+        weight = cv2.GaussianBlur(known, (0, 0), sigma * factor, borderType=cv2.BORDER_REFLECT)
         share = np.clip(weight * 8, 0, 1) * left
         if factor == 16:
             share = left
-        blurred = cv2.GaussianBlur(colours, (0, 0), sigma * factor) / np.maximum(weight, 1e-4)[..., None]
+        soft = cv2.GaussianBlur(colours, (0, 0), sigma * factor, borderType=cv2.BORDER_REFLECT)
+        blurred = soft / np.maximum(weight, 1e-4)[..., None]
         result += blurred * share[..., None]
         left = left - share
         if left.max() < 1e-3:
             break
-    return np.asarray(np.clip(np.rint(result), 0, 255), dtype=np.uint8)
+    if step == 1:
+        return np.asarray(np.clip(np.rint(result), 0, 255), dtype=np.uint8)
+    return np.asarray(cv2.resize(np.asarray(np.clip(np.rint(result), 0, 255), np.uint8), (width, height)))
 
 
 def compose(picture: Picture, mask: Mask, behind: Picture) -> Picture:
@@ -173,8 +183,21 @@ def compose(picture: Picture, mask: Mask, behind: Picture) -> Picture:
         mask: bool (height, width), true on the subject.
         behind: uint8 RGB (height, width, 3).
     """
-    alpha = soft_edge(picture, mask)
-    radius = max(2, round(max(mask.shape) / 170))
+    height, width = mask.shape
+    rows, halo = max(64, _BAND // width), 4 * max(2, round(max(mask.shape) / 170)) + 8
+    if rows >= height:
+        return _composed(picture, mask, behind, max(mask.shape))
+    made = np.empty_like(picture)
+    for top in range(0, height, rows):  # what is more than a halo away has no influence
+        start, end = max(0, top - halo), min(height, top + rows + halo)
+        part = _composed(picture[start:end], mask[start:end], behind[start:end], max(mask.shape))
+        made[top : top + rows] = part[top - start : top - start + rows]
+    return made
+
+
+def _composed(picture: Picture, mask: Mask, behind: Picture, side: int) -> Picture:
+    alpha = soft_edge(picture, mask, side)
+    radius = max(2, round(side / 170))
     core = (alpha > 0.95).astype(np.float32)
     size = (2 * radius + 1, 2 * radius + 1)
     weight = cv2.boxFilter(core, -1, size)
@@ -186,11 +209,14 @@ def compose(picture: Picture, mask: Mask, behind: Picture) -> Picture:
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
 
 
-def soft_edge(picture: Picture, mask: Mask) -> _Float:
-    """Return the mask's coverage with its edge laid on the picture's, float32 (height, width), 0 to 1."""
+def soft_edge(picture: Picture, mask: Mask, side: int) -> _Float:
+    """Return the mask's coverage with its edge laid on the picture's, float32 (height, width), 0 to 1.
+
+    ``side`` is the longer side of the whole picture, by which the width of the edge goes.
+    """
     guide = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
     target = mask.astype(np.float32)
-    radius = max(1, round(max(mask.shape) / 256))
+    radius = max(1, round(side / 256))
     size = (2 * radius + 1, 2 * radius + 1)
 
     def mean(values: _Float) -> _Float:

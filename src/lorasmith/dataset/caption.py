@@ -12,6 +12,7 @@ from typing import Protocol
 from lorasmith.dataset.caption_edit import Edits
 from lorasmith.dataset.caption_file import CaptionFile, NewCaption, caption_of, sources
 from lorasmith.dataset.caption_template import Template, known_words
+from lorasmith.dataset.contact import thumbnail
 from lorasmith.dataset.contents import Contents, Listed, list_contents
 from lorasmith.dataset.finding import Finding, data_error
 from lorasmith.dataset.folder import class_folders
@@ -20,6 +21,7 @@ from lorasmith.events import Event, Finished, Note, Progress, Warned
 from lorasmith.files import require_writable
 
 _SAVE_SECONDS = 5.0
+_SIDE = 1024  # pixels of the longer side that is looked at; no describer uses more, and a batch has to fit in memory
 _STAGE = "caption"
 
 
@@ -167,7 +169,7 @@ def _describe(todo: Sequence[tuple[Listed, str]], describer: Describer, edits: E
         part: list[tuple[Listed, str, Picture | None]] = []
         for listed, was in todo[start : start + describer.batch]:
             try:
-                part.append((listed, was, open_rgb(listed.path) if describer.looks else None))
+                part.append((listed, was, thumbnail(open_rgb(listed.path), _SIDE) if describer.looks else None))
             except PictureError as error:
                 tally.refused += 1
                 yield Warned(f"{listed.name} is left alone: {error.what}")

@@ -23,7 +23,7 @@ from lorasmith.dataset.background import require_finder
 from lorasmith.dataset.contact import Change, Sheets, full_size, png, small
 from lorasmith.dataset.contents import Caption, Listed
 from lorasmith.dataset.finding import shown
-from lorasmith.dataset.look import look
+from lorasmith.dataset.look import Room, look
 from lorasmith.dataset.picture import Picture, PictureError
 from lorasmith.dataset.plan import Choice, Plan, choice_for
 from lorasmith.dataset.steps import Excluded, Work, mirrored, run_steps
@@ -34,6 +34,7 @@ from lorasmith.files import json_text, new_folder, output_error, require_writabl
 
 _WARNED = 20  # exclusions that are said one by one; the ledger has all
 _NAMED = 8  # pictures in one line
+_room = Room(12_000_000)  # pixels that may be worked on at once; a larger picture is worked on alone
 _EMPTY = np.zeros((1, 1, 3), dtype=np.uint8)
 
 
@@ -103,7 +104,7 @@ def show_picture(folders: Sequence[Path], name: str, out: Path, plan: Plan) -> I
     if len(chosen) != 1:
         what = f"{shown(name)} is {'more than one picture' if chosen else 'not one of the pictures'}."
         raise DataError(what, fix="Write it as the ledger does, as axe/12.png.")
-    work = Work(chosen[0].name, "", plan, choice_for(plan, names_of(chosen[0])), _EMPTY, record=True)
+    work = Work(chosen[0].name, "", plan, choice_for(plan, names_of(chosen[0])), _EMPTY, record=_whole)
     work.key = look(chosen[0].path).info.sha256
     try:
         run_steps(chosen[0].path, work)
@@ -114,7 +115,7 @@ def show_picture(folders: Sequence[Path], name: str, out: Path, plan: Plan) -> I
     if work.choice.skip is not None:
         yield Note(f"It would be left out: the plan skips it: {work.choice.skip or 'without a reason'}.")
     if work.choice.mirror:
-        work.changes.append(Change("mirror", work.label, work.picture, mirrored(work.picture)))
+        work.show(Change("mirror", work.label, work.picture, mirrored(work.picture)))
     new_folder(_absolute(out).parent)
     write_bytes(out, png(full_size(work.changes, work.picture)))
     yield Finished("show", (out,), {"operations": float(len(work.changes))})
@@ -164,14 +165,16 @@ def _make(listed: Listed, source: Source, plan: Plan, *, files: bool) -> _Made:
     if (reason := source.excluded.get(listed.path)) is not None or looked is None:
         return _Made(replace(entry, excluded=reason or "it could not be read"))
     choice = choice_for(plan, names_of(listed))
-    record = files and plan.output.sheets
-    work = Work(listed.name, looked.sha256, plan, choice, _EMPTY, record=record)
+    work = Work(
+        listed.name, looked.sha256, plan, choice, _EMPTY, record=small if files and plan.output.sheets else None
+    )
     try:
-        run_steps(listed.path, work)
+        with _room(looked.size[0] * looked.size[1]):
+            run_steps(listed.path, work)
+            return _finished(work, entry, source.names[listed.path], choice, files=files)
     except (Excluded, PictureError) as error:
         reason = error.what if isinstance(error, PictureError) else str(error)
         return _Made(replace(entry, excluded=reason, operations=tuple(work.operations)))
-    return _finished(work, entry, source.names[listed.path], choice, files=files)
 
 
 def _finished(work: Work, entry: ledger.Entry, name: str, choice: Choice, *, files: bool) -> _Made:
@@ -179,8 +182,7 @@ def _finished(work: Work, entry: ledger.Entry, name: str, choice: Choice, *, fil
     names = [name, *([path.with_name(f"{path.stem}-mirror{path.suffix}").as_posix()] if choice.mirror else [])]
     if choice.mirror:
         work.operations.append(ledger.Operation("mirror", True, {"file": names[1]}))
-        if work.record:
-            work.changes.append(Change("mirror", work.label, work.picture, mirrored(work.picture)))
+        work.show(Change("mirror", work.label, work.picture, mirrored(work.picture)))
     entry = replace(entry, out=tuple(names), operations=tuple(work.operations))
     if not files:
         return _Made(entry)
@@ -192,7 +194,11 @@ def _finished(work: Work, entry: ledger.Entry, name: str, choice: Choice, *, fil
         if work.subject.confidence < plan.background.sure:
             mask = np.full_like(mask, 255)  # unsure: nothing is masked out
         masks = tuple((Path(n).with_suffix(".png").as_posix(), png(view(mask))) for n, view in zip(names, views))
-    return _Made(entry, written, masks, tuple(small(change) for change in work.changes))
+    return _Made(entry, written, masks, tuple(work.changes))
+
+
+def _whole(change: Change) -> Change:
+    return change
 
 
 def _same(picture: Picture) -> Picture:

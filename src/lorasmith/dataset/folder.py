@@ -69,6 +69,10 @@ def class_folders(named: Iterable[Path]) -> tuple[list[Folder], list[Finding]]:
         name = shown(given, limit=None)
         try:
             if not given.is_dir():
+                if given.suffix.lower() == ".zip" and given.is_file():
+                    what = f"{name} is an archive, which only lorasmith check reads: unpack it first."
+                    findings.append(finding("not-a-folder", what, given))
+                    continue
                 code, what = ("not-a-folder", "not a folder") if given.exists() else ("missing-folder", "not there")
                 findings.append(finding(code, f"The folder {name} is {what}.", given))
                 continue

@@ -28,6 +28,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Picture = npt.NDArray[np.uint8]
 
+_BAND = 4_000_000  # pixels that are converted at once
 MAX_PIXELS = 120_000_000  # a 108-megapixel phone passes; 8 bits of RGB are then 360 MB
 SUFFIXES = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"}
@@ -109,11 +110,49 @@ def open_rgb(path: Path) -> Picture:
     """
     with opened(path) as image:
         image.load()
-        orientation = orientation_of(image)
-        deep = image.mode.startswith("I") or image.mode == "F"
-        upright = Image.fromarray(grey8(image)).convert("RGB") if deep else to_rgb(image)
-        turn = TURNS.get(orientation)
-        return np.array(upright if turn is None else upright.transpose(turn))
+        turn = orientation_of(image)
+        picture = rgb_of(image)
+    return turned(picture, turn)
+
+
+def rgb_of(image: Image.Image) -> Picture:
+    """Return a loaded picture of any mode as ``open_rgb`` does, but not turned.
+
+    Band by band, so that a large picture is in memory twice and not four times.
+    """
+    result = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    if is_deep(image):
+        result[:] = grey8(image)[..., None]
+    else:
+        for rows, band in bands(image):
+            result[rows] = np.asarray(to_rgb(band))
+    return result
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Return whether a picture's one channel has more than 8 bits."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def bands(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """Yield a loaded picture in bands of some megapixels, each with its rows; what is said of the picture is kept."""
+    rows = max(1, _BAND // image.width)
+    if rows >= image.height:
+        yield slice(None), image
+        return
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        band = image.crop((0, top, image.width, bottom))
+        band.info = image.info  # a transparent colour of the palette stands there, and the colour profile
+        yield slice(top, bottom), band
+
+
+def turned(picture: Picture, orientation: int) -> Picture:
+    """Return an array of pixels, (height, width, ...), turned upright as EXIF's number says."""
+    if orientation in (2, 4, 5, 7):
+        picture = picture[:, ::-1]
+    turns = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0)  # quarters, to the left
+    return np.ascontiguousarray(np.rot90(picture, turns))
 
 
 @contextmanager
@@ -183,18 +222,23 @@ def orientation_of(image: Image.Image) -> int:
 def grey8(image: Image.Image) -> Picture:
     """Return a loaded picture of one 16-bit, 32-bit or float channel as uint8 of shape (height, width)."""
     tags: Any = getattr(image, "tag_v2", {})
-    values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
     if image.mode.startswith("I;16"):
         white = float(2 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1)
     elif image.format in ("PNG", "PPM"):
         white = 65535.0
     else:
-        peak = float(values.max())
+        peak = max(float(_finite(band).max()) for _, band in bands(image))
         white = next((w for w in ((1.0,) if image.mode == "F" else ()) + (255.0, 65535.0) if peak <= w), peak)
-    scaled = np.clip(values / white, 0.0, 1.0)
-    if image.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == 0:  # Pillow leaves WhiteIsZero to us
-        scaled = 1.0 - scaled
-    return np.asarray(scaled * 255.0 + 0.5, dtype=np.uint8)
+    inverted = image.mode.startswith("I;16") and tags.get(_PHOTOMETRIC) == 0  # Pillow leaves WhiteIsZero to us
+    result = np.empty((image.height, image.width), dtype=np.uint8)
+    for rows, band in bands(image):
+        scaled = np.clip(_finite(band) / white, 0.0, 1.0)
+        result[rows] = (1.0 - scaled if inverted else scaled) * 255.0 + 0.5
+    return result
+
+
+def _finite(image: Image.Image) -> npt.NDArray[np.float32]:
+    return np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

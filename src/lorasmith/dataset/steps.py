@@ -51,8 +51,8 @@ class Work:
         choice: the same, for this picture.
         picture: uint8 RGB (height, width, 3).
         operations: what was done so far.
-        changes: before and after of each, where ``record`` is set.
-        record: keep ``changes``.
+        changes: before and after of each, as ``record`` keeps them.
+        record: what is kept of a change; None keeps nothing.
     """
 
     label: str
@@ -62,16 +62,20 @@ class Work:
     picture: Picture
     operations: list[Operation] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
-    record: bool = False
+    record: Callable[[Change], Change] | None = None
     _subject: Subject | None = None
 
     def did(self, name: str, picture: Picture, how: dict[str, Any], *, boxes: Sequence[Box] = ()) -> None:
         """Take a changed picture, and note what changed it."""
-        if self.record:
-            self.changes.append(Change(name, self.label, self.picture, picture, tuple(boxes)))
+        self.show(Change(name, self.label, self.picture, picture, tuple(boxes)))
         self.operations.append(Operation(name, True, how))
         self.picture = picture
         self._subject = None
+
+    def show(self, change: Change) -> None:
+        """Keep a change for the sheets, if there are any."""
+        if self.record is not None:
+            self.changes.append(self.record(change))
 
     def left(self, name: str, why: str, **how: Any) -> None:
         """Note why an operation was not done."""
@@ -275,8 +279,8 @@ def run_steps(path: Path, work: Work) -> None:
     work.picture, how = read_picture(path, work.plan.output.alpha)
     if how:
         work.operations.append(Operation("read", True, how))
-        if work.record and how.keys() & _SEEN:
-            work.changes.append(Change("read", work.label, as_stored(path), work.picture))
+        if work.record is not None and how.keys() & _SEEN:
+            work.show(Change("read", work.label, as_stored(path), work.picture))
     for step in STEPS:
         step(work)
 
