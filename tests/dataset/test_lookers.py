@@ -106,3 +106,12 @@ def test_a_room_that_processes_share_counts_as_one() -> None:
     with room(1_000_000):  # larger than the room: alone
         assert room._free.value == 0
     assert room._free.value == 100
+
+
+def test_settings_of_processes_are_gone_afterwards_and_replace_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORASMITH_TEST_KEPT", "own")
+    before = dict(os.environ)
+    with lookers._settings({"LORASMITH_TEST_KEPT": "other", "LORASMITH_TEST_NEW": "1"}):
+        assert os.environ["LORASMITH_TEST_KEPT"] == "own"
+        assert os.environ["LORASMITH_TEST_NEW"] == "1"
+    assert dict(os.environ) == before

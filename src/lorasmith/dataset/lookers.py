@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -30,6 +30,13 @@ MANY = 48  # pictures from which on processes gain more than the second that sta
 _FEW = 16  # ... if more than these are not in the cache
 _PROCESSES = 3  # at most; each takes some 90 MB
 _AHEAD = 4  # pictures in work or waiting, for each worker
+# Read when a process starts: numpy's matrix products shall not want the other processes' cores, and glibc shall not
+# give memory back after each step of a picture, to have it filled with zeros again for the next.
+_OF_A_PROCESS = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TRIM_THRESHOLD_": "134217728",
+}
 
 Answer = Seen | Finding
 
@@ -82,7 +89,7 @@ class _Pool:
             self._processes, self._reserve = self._reserve, None
         if self._processes is not None:
             try:
-                with _deaf():
+                with _deaf(), _settings(_OF_A_PROCESS):
                     return self._processes.submit(seen_or_why_not, path)
             except (BrokenProcessPool, OSError, RuntimeError):
                 self._processes = None
@@ -141,6 +148,18 @@ def _deaf() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _settings(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Have environment variables for the processes that are started meanwhile, but for those that are set anyway."""
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def cores() -> int:
