@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -39,6 +40,7 @@ RESULTS = Path(__file__).parent / "results"
 FIRST_SEED = 900_000
 DISTINCT = 400  # pictures that are drawn; of more, the rest are these with other grain, turned and tinted
 HUGE = 10_000  # pixels of a side: 100 megapixels
+CAMERA, LARGEST = 4900, 7071  # pixels of a side: 24 megapixels, and as many as are read of a PNG
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,10 @@ def huge_jpeg(path: Path) -> None:
     Image.fromarray(cv2.resize(small, (HUGE, HUGE), interpolation=cv2.INTER_CUBIC)).save(path, quality=90)
 
 
-def huge_png(path: Path) -> None:
-    """Write a true PNG of 100 megapixels, which no decoder can read at a smaller scale."""
+def large_png(path: Path, side: int) -> None:
+    """Write a true PNG, which no decoder can read at a smaller scale."""
     small = np.random.default_rng(FIRST_SEED).integers(0, 255, (600, 600, 3), dtype=np.uint8)
-    Image.fromarray(cv2.resize(small, (HUGE, HUGE), interpolation=cv2.INTER_CUBIC)).save(path, compress_level=1)
+    Image.fromarray(cv2.resize(small, (side, side), interpolation=cv2.INTER_CUBIC)).save(path, compress_level=1)
 
 
 def bomb(path: Path) -> None:
@@ -160,7 +162,9 @@ def main() -> None:
         huge: dict[str, tuple[str, Callable[[Path], None]]] = {
             "nothing.png": ("an empty file, to know what starting takes", Path.touch),
             "huge.jpg": ("one JPEG of 100 megapixels", huge_jpeg),
-            "huge.png": ("one PNG of 100 megapixels", huge_png),
+            "camera.png": ("one PNG of 24 megapixels", partial(large_png, side=CAMERA)),
+            "largest.png": ("one PNG of 50 megapixels", partial(large_png, side=LARGEST)),
+            "huge.png": ("one PNG of 100 megapixels, more than is read", partial(large_png, side=HUGE)),
             "bomb.png": ("one PNG that says it has 10,000 megapixels", bomb),
         }
         for name, (about, make) in {} if options.no_huge else huge.items():

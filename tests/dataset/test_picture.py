@@ -235,6 +235,27 @@ def test_what_cannot_be_used_says_why(tmp_path: Path, name: str, write: Callable
         assert caught.value.fix == KINDS[code].fix
 
 
+def test_what_can_be_decoded_small_may_be_larger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("1.png", "1.jpg", "1.webp", "1.tiff"):
+        Image.new("RGB", (60, 50)).save(tmp_path / name)
+    monkeypatch.setattr(module, "WHOLE_PIXELS", 3000)
+    assert all(probe(path).width == 60 for path in tmp_path.iterdir())
+    monkeypatch.setattr(module, "WHOLE_PIXELS", 2999)
+    assert probe(tmp_path / "1.jpg").width == 60
+    for name in ("1.png", "1.webp", "1.tiff"):
+        with pytest.raises(PictureError, match="60 x 50 pixels") as caught:
+            probe(tmp_path / name)
+        assert caught.value.code == "too-many-pixels"
+    monkeypatch.setattr(module, "MAX_PIXELS", 2999)
+    with pytest.raises(PictureError, match="60 x 50 pixels"):
+        open_rgb(tmp_path / "1.jpg")
+
+
+def test_a_camera_s_picture_is_within_the_limit_whatever_its_format() -> None:
+    assert module.WHOLE_PIXELS > 8256 * 5504  # 45 megapixels
+    assert module.MAX_PIXELS > 12_032 * 9024  # a telephone's 108
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_a_pipe_is_not_waited_on(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "1.png")

@@ -181,9 +181,9 @@ READING: dict[str, Kind] = {
     "too-many-pixels": Kind(
         "error",
         "picture",
-        "Scale the picture down.",
-        "The file says it has more than 120 million pixels.",
-        "It is left out: reading it could take all memory, and a small file that says so is an attack.",
+        "Scale the picture down; training uses a small copy anyway.",
+        "The file says it has more than 50 million pixels, or as a JPEG more than 120 million.",
+        "It is left out: but for JPEG, all of it would have to be decoded, and a small file that says so is an attack.",
     ),
     "animated": Kind(
         "error", "picture", "Save the frame that you want as a PNG.", "The file is an animation.", _LEFT_OUT

@@ -1,7 +1,7 @@
 """Look at a picture once: what its file says of itself, and a small upright copy to measure, from one decoding.
 
-Memory: a picture is held once, in its own mode, and shrunk band by band, so that 120 million pixels with
-transparency take 480 MB and not several times that; and few pictures of that size are held at once, see ``Room``.
+Memory: a picture is held once, in its own mode, and shrunk band by band, so that 50 million pixels with
+transparency take 200 MB and not several times that; and few pictures of that size are held at once, see ``Room``.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def look(path: Path) -> Look:
             width, height = height, width
         bits = 16 if mode.startswith("I;16") else 32 if mode in ("I", "F") else 8
         info = PictureInfo(width, height, mode, file_format, pages, sha256_file(path))
-        return Look(info, orientation, bits, transparent, profile, np.array(small))
+        return Look(info, orientation, bits, transparent, profile, np.asarray(small))
 
 
 def _least_size(width: int, height: int) -> tuple[int, int]:

@@ -30,6 +30,7 @@ Picture = npt.NDArray[np.uint8]
 
 _BAND = 4_000_000  # pixels that are converted at once
 MAX_PIXELS = 120_000_000  # a 108-megapixel phone passes; 8 bits of RGB are then 360 MB
+WHOLE_PIXELS = 50_000_000  # in a format that has to be decoded whole, which takes some 30 ms of a core per megapixel
 SUFFIXES = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pnm", ".tga", ".jp2"}
@@ -40,6 +41,7 @@ UNSUPPORTED_SUFFIXES = frozenset(
 )
 # Named one by one: Pillow also opens formats that run other programs (EPS) or that match nearly any bytes (TGA).
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+_SCALABLE = ("JPEG", "MPO")  # decoded at a fraction of their size, in a fraction of the time
 _ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")  # an MPO's further frames are a camera's previews
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 274  # tags of TIFF 6.0, section 8
 TURNS = {
@@ -167,9 +169,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
         if not path.is_file():  # a pipe would be waited on for ever
             raise PictureError("unreadable-file", f"{name} is not a file.", path)
         with Image.open(path, formats=_formats(path.suffix.lower() == ".tga")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                what = f"{name} says it has {image.width} x {image.height} pixels; {MAX_PIXELS:,} are the limit."
-                raise PictureError("too-many-pixels", what, path)
+            _refuse_huge(image, name, path)
             if image.format in _ANIMATED and getattr(image, "is_animated", False):
                 raise PictureError("animated", f"{name} is an animation.", path)
             yield image
@@ -177,6 +177,14 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # a decoder fed with hostile bytes raises nearly anything
         raise _picture_error(error, name, path) from error
+
+
+def _refuse_huge(image: Image.Image, name: str, path: Path) -> None:
+    most = MAX_PIXELS if image.format in _SCALABLE else WHOLE_PIXELS
+    if image.width * image.height > most:
+        size = f"{image.width} x {image.height} pixels, {image.width * image.height / 1e6:,.0f} million"
+        limit = f"{most / 1e6:,.0f} million are the limit for {image.format}"
+        raise PictureError("too-many-pixels", f"{name} says it has {size}; {limit}.", path)
 
 
 def _picture_error(error: Exception, name: str, path: Path) -> PictureError:
