@@ -112,6 +112,22 @@ def test_rembg_is_asked_for_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     require_finder("grabcut")
 
 
+def test_a_model_of_rembgs_that_cannot_be_downloaded_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = ModuleType("rembg")
+
+    def new_session(name: str) -> object:
+        raise ConnectionError(f"no way to {name}\nand more")
+
+    monkeypatch.setattr(fake, "new_session", new_session, raising=False)
+    monkeypatch.setitem(sys.modules, "rembg", fake)
+    _rembg_session.cache_clear()
+    with pytest.raises(LorasmithError, match="isnet-general-use cannot be loaded") as caught:
+        require_finder("rembg")
+    assert "no way to isnet-general-use" in str(caught.value)
+    assert "and more" not in str(caught.value)
+    assert "U2NET_HOME" in str(caught.value)
+
+
 def test_rembg_finds_with_one_model_for_all_pictures(
     drawn: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,6 +95,8 @@ def command(
         show(apply_command(folders, apply_sheet, dry_run), as_json=as_json)
         return
     contents = open_folders(folders)  # before a model is loaded
+    if maker not in (None, "template") and not as_json:
+        say(f"Loading {maker} ...")
     describer = _describer(maker, template, device)
     if review:
         from lorasmith.cli.caption_review import review_command

@@ -45,10 +45,10 @@ def find(picture: Picture, finder: str) -> Subject:
 
 
 def require_finder(finder: str) -> None:
-    """Refuse early where rembg is asked for and not installed.
+    """Refuse early where rembg is asked for and is not installed, or has no model and cannot download it.
 
     Raises:
-        LorasmithError: it is not there.
+        LorasmithError: it cannot be used.
     """
     if finder == "rembg":
         try:
@@ -57,6 +57,15 @@ def require_finder(finder: str) -> None:
             raise LorasmithError(
                 'The plan asks for background.finder = "rembg", which is not installed.',
                 fix='Install it with: pip install "rembg[cpu]"; or take "grabcut", which needs nothing.',
+            ) from error
+        try:
+            _rembg_session()  # here, where there is one thread; two would download it twice, into one file
+        except Exception as error:  # it downloads a model and loads it: anything may happen
+            raise LorasmithError(
+                f"rembg's model {_REMBG_MODEL} cannot be loaded.",
+                where=(str(error).strip().splitlines() or [type(error).__name__])[0][:200],
+                fix="It is downloaded when first used: connect to the network once, or copy the folder of rembg's "
+                'models from another machine and name it in U2NET_HOME. "grabcut" needs no model.',
             ) from error
 
 

@@ -20,6 +20,7 @@ from lorasmith.errors import ModelError
 
 BLIP = "Salesforce/blip-image-captioning-large"  # published as safetensors, which the smaller one is not
 KINDS = ("blip", "blip-2", "git", "vision-encoder-decoder")
+_BATCH = 8  # pictures at once on a GPU; on a CPU that is hardly faster, takes memory, and loses more when stopped
 _LONGEST = 60  # tokens of a caption, well under the 77 of a text encoder
 _BEAMS = 3
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -35,7 +36,7 @@ class Captioner:
     tokenizer: Any
     source: str
     device: torch.device
-    batch: int = 8
+    batch: int = _BATCH
     looks: bool = True
     cheap: bool = False
 
@@ -91,7 +92,8 @@ def load_captioner(name: str, device: str | torch.device = "cpu", dtype: torch.d
         raise ModelError(f"The model could not be loaded: {first}", where=str(folder), fix=_FIX) from error
     model = model.to(device).eval().requires_grad_(False)
     called = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
-    return Captioner(model, processor, tokenizer, called, torch.device(device))
+    chosen = torch.device(device)
+    return Captioner(model, processor, tokenizer, called, chosen, 1 if chosen.type == "cpu" else _BATCH)
 
 
 def _kind(folder: Path, name: str) -> str:
