@@ -144,3 +144,12 @@ def test_files_and_captions_are_embedded_by_the_judge(tmp_path: Path) -> None:
     assert np.array_equal(embedded[0], embedded[-1])
     result = find_mismatches(np.delete(vectors, 3, 0), embedded[:-1], words)
     assert np.median(result.better) <= 0.05
+
+
+def test_a_clip_to_which_everything_is_alike_tells_nothing() -> None:
+    rng = np.random.default_rng(0)
+    alike = np.ones((40, 16), np.float32) / 4
+    pictures, captions = (alike + rng.normal(0, 1e-4, alike.shape).astype(np.float32) for _ in range(2))
+    result = find_mismatches(pictures, captions, [f"caption {n}" for n in range(40)])
+    assert not result.telling
+    assert not result.found

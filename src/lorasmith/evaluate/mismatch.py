@@ -164,15 +164,17 @@ class _Table:
         own = (self._pictures * self._captions).sum(1) - self._of_pictures - self._of_captions
         self._own = np.asarray(own, dtype=np.float32)
         self._rows, self._columns = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
-        others = np.zeros(n, dtype=np.int64)
+        others, ties = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
         for start in range(0, n, _BLOCK):
             rows = slice(start, min(n, start + _BLOCK))
             scores, different = self._block(rows)
             slack = 1e-5  # float32 sums come out a little different in another order
-            self._rows[rows] = ((scores > self._own[rows, None] + slack) & different).sum(1)
-            self._columns += ((scores > self._own[None] + slack) & different).sum(0)
+            for own, axis, into in ((self._own[rows, None], 1, self._rows[rows]), (self._own[None], 0, self._columns)):
+                into += ((scores > own + slack) & different).sum(axis)
+                (ties[rows] if axis else ties)[:] += ((np.abs(scores - own) <= slack) & different).sum(axis)
             others[rows] = different.sum(1)
-        self.better = (self._rows + self._columns) / (2.0 * np.maximum(others, 1))
+        # As good is half better: a CLIP to which all is alike says nothing, not that all is right.
+        self.better = (self._rows + self._columns + 0.5 * ties) / (2.0 * np.maximum(others, 1))
 
     def _block(self, rows: slice) -> tuple[Vectors, NDArray[np.bool_]]:
         scores = self._pictures[rows] @ self._captions.T - self._of_pictures[rows, None] - self._of_captions[None]
