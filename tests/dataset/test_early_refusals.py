@@ -10,7 +10,7 @@ import pytest
 from draw import busy, item
 from PIL import Image, ImageDraw, ImageFont
 
-from lorasmith.dataset import overlay_lines, overlay_text, subject
+from lorasmith.dataset import overlay_lines, overlay_seeds, overlay_text, subject
 from lorasmith.dataset.overlay_profile import promising
 from lorasmith.dataset.overlays import find_lines, find_text
 from lorasmith.dataset.picture import Picture
@@ -56,7 +56,7 @@ def test_no_seed_of_a_sure_stray_line_is_refused() -> None:
     sure = 0
     for seed in range(16):
         picture = with_line(ground(seed), seed)
-        seeds = overlay_lines._seeds(overlay_lines._marks(picture), 1.0)
+        seeds = overlay_seeds.seeds_among(overlay_seeds.marks_of(picture), 1.0)
         for each, promises in zip(seeds, promising(picture, seeds)):
             segment = overlay_lines._measured(picture, *each)
             if segment and segment.stray and overlay_lines._sureness_alone(segment, picture.shape) >= 0.5:
@@ -67,11 +67,11 @@ def test_no_seed_of_a_sure_stray_line_is_refused() -> None:
 
 def test_lines_are_found_among_few_marks_as_among_all(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [with_line(ground(seed), seed) for seed in range(18)]
-    monkeypatch.setattr(overlay_lines, "_MARKS", 1 << 30)
+    monkeypatch.setattr(overlay_seeds, "_MARKS", 1 << 30)
     among_all = sum(bool(find_lines(picture, 0.5)) for picture in pictures)
-    monkeypatch.setattr(overlay_lines, "_MARKS", 1000)  # a third or so of what is left of most
-    marks = [overlay_lines._marks(picture) for picture in pictures]
-    kept = [overlay_lines._thinned(each)[0] for each in marks]
+    monkeypatch.setattr(overlay_seeds, "_MARKS", 1000)  # a third or so of what is left of most
+    marks = [overlay_seeds.marks_of(picture) for picture in pictures]
+    kept = [overlay_seeds.thinned(each)[0] for each in marks]
     assert any(cv2.countNonZero(few) < cv2.countNonZero(each) / 2 for few, each in zip(kept, marks))
     assert all(cv2.countNonZero(few) <= 1100 for few in kept)
     assert sum(bool(find_lines(picture, 0.5)) for picture in pictures) >= among_all - 1 >= 5
@@ -80,11 +80,11 @@ def test_lines_are_found_among_few_marks_as_among_all(monkeypatch: pytest.Monkey
 def test_lone_marks_are_dropped_and_a_line_s_are_kept() -> None:
     picture = np.full((SIDE, SIDE, 3), 90, np.uint8)
     picture[::16, ::16] = 200
-    assert not overlay_lines._marks(picture).any()
+    assert not overlay_seeds.marks_of(picture).any()
     cv2.line(picture, (20, 30), (300, 250), (220, 220, 220), 2, cv2.LINE_AA)
     line = np.zeros((SIDE, SIDE), np.uint8)
     cv2.line(line, (20, 30), (300, 250), 1, 3)
-    marks = overlay_lines._marks(picture)
+    marks = overlay_seeds.marks_of(picture)
     assert (marks & line).sum() > 250
     assert (marks & line).sum() > 0.9 * marks.sum()
 

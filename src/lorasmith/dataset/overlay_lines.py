@@ -10,33 +10,22 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from lorasmith.dataset.overlay_profile import HALF, peaks, promising, sampled, straight
-from lorasmith.dataset.quantiles import median, quantile
+from lorasmith.dataset.overlay_seeds import CONTRAST, Seed, line_seeds
+from lorasmith.dataset.quantiles import median
 
 Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 _Float = npt.NDArray[np.float32]
-_Seed = tuple[_Float, _Float]
 
-_REACH = 4  # pixels from a line to its sides, so lines of up to 3 pixels are found
-_CONTRAST = 9  # of 255, that a line differs from both sides
 _SHORTEST = 0.22  # of the longer side
 _COVERED = 0.86  # of a line's length that has to stand out
 _WIDEST = 6.5  # pixels; one of 3 pixels with soft edges measures up to 6
-_SEEDS = 80  # that are looked at
-_MARKS = 3000  # that Hough's transform gets at first
-_TILE = 64  # pixels of the pattern by which marks are left out
-_VOTES, _LONG = 0.12, 0.15  # of the longer side: marks and length of a seed
-_GAP = 0.02  # of the longer side: between marks of a seed ...
-_SKIPPED = 5  # ... or as much as so many marks would fill, where marks are left out
 _GRAIN = 3.0  # of 255, what a camera's noise and JPEG add
 _PURE, _IMPURE = 0.07, 0.12  # drawn lines lie below the one, shafts in photos above the other
-_ROUND, _TOGETHER = 5, 4  # pixels of a window, and how many marks it holds on a line; a whole line gives 5
-_ACROSS = np.ones((1, 3), np.uint8)
 _BESIDE = 9.0  # pixels from a line on which another one is one of its family
 
 
@@ -76,7 +65,7 @@ def find_segments(small: Picture, least: float) -> list[tuple[Segment, float]]:
 
     Where none is as sure as ``least``, none is returned, and time is saved.
     """
-    seeds = _seeds(*_thinned(_marks(small)))
+    seeds = line_seeds(small)
     if not _worth_following(small, seeds, least):
         return []
     segments: list[Segment] = []
@@ -90,7 +79,7 @@ def find_segments(small: Picture, least: float) -> list[tuple[Segment, float]]:
     return [(each, _confidence(each, segments, small.shape)) for each in kept if each.stray]
 
 
-def _worth_following(small: Picture, seeds: list[_Seed], least: float) -> bool:
+def _worth_following(small: Picture, seeds: list[Seed], least: float) -> bool:
     """Return whether any seed alone, whatever runs beside it, is a sure stray line; few pictures have one."""
     tried: list[Segment] = []
     for seed in itertools.compress(seeds, promising(small, seeds)):
@@ -101,71 +90,6 @@ def _worth_following(small: Picture, seeds: list[_Seed], least: float) -> bool:
                 return True
             tried.append(segment)
     return False
-
-
-def ridge_of(picture: Picture, reach: int = _REACH) -> Picture:
-    """Return how much each pixel is brighter, or darker, than both sides of a thin line through it.
-
-    Args:
-        picture: uint8 (height, width, 3).
-        reach: pixels to the sides.
-
-    Returns:
-        uint8 (height, width): the largest of the channels' and the directions'.
-    """
-    height, width = picture.shape[:2]
-    picture = np.ascontiguousarray(picture)
-    padded = cv2.copyMakeBorder(picture, reach, reach, reach, reach, cv2.BORDER_REPLICATE)
-    ridge, side = np.zeros_like(picture), np.empty_like(picture)
-    slant = max(1, round(reach * 0.71))
-    for dx, dy in ((reach, 0), (0, reach), (slant, slant), (slant, -slant)):
-        a = padded[reach + dy : reach + dy + height, reach + dx : reach + dx + width]
-        b = padded[reach - dy : reach - dy + height, reach - dx : reach - dx + width]
-        cv2.max(ridge, cv2.subtract(picture, cv2.max(a, b, dst=side), dst=side), dst=ridge)
-        cv2.max(ridge, cv2.subtract(cv2.min(a, b, dst=side), picture, dst=side), dst=ridge)
-    red, green, blue = cv2.split(ridge)
-    return np.asarray(cv2.max(cv2.max(red, green), blue))
-
-
-def _marks(small: Picture) -> Picture:
-    """Return 1 on the crests of what may be thin lines, uint8 (height, width)."""
-    ridge = ridge_of(small)
-    level = max(_CONTRAST, int(quantile(ridge[::3, ::3], 0.94)))
-    crest = cv2.min(cv2.dilate(ridge, _ACROSS), cv2.dilate(ridge, _ACROSS.T))  # thinner, so faster
-    marks = ((ridge >= level) & (ridge >= crest)).view(np.uint8)
-    beside = cv2.boxFilter(marks, -1, (_ROUND, _ROUND), normalize=False, borderType=cv2.BORDER_CONSTANT)
-    return np.asarray(cv2.min(marks, (beside >= _TOGETHER).view(np.uint8)))  # a line's have others of it beside them
-
-
-def _thinned(marks: Picture) -> tuple[Picture, float]:
-    """Return about ``_MARKS`` of the marks, evenly drawn, or all if they are fewer, and which share that is.
-
-    Hough's transform takes as long as there are marks; a line that keeps every third of its marks is still found.
-    """
-    share = _MARKS / max(1, cv2.countNonZero(marks))
-    if share >= 1:
-        return marks, 1.0
-    tile = (np.random.default_rng(0).random((_TILE, _TILE)) < share).view(np.uint8)
-    height, width = marks.shape
-    kept = np.tile(tile, (-(-height // _TILE), -(-width // _TILE)))[:height, :width]
-    return np.asarray(cv2.min(marks, np.ascontiguousarray(kept))), share
-
-
-def _seeds(marks: Picture, share: float) -> list[_Seed]:
-    """Return segments that may be lines, as their two ends, the longest first.
-
-    Args:
-        marks: uint8 (height, width).
-        share: of all marks that these are.
-    """
-    side = max(marks.shape)
-    gap = max(_GAP * side, _SKIPPED / share if share < 1 else 0)
-    found = cv2.HoughLinesP(marks, 1, np.pi / 180, int(_VOTES * share * side), None, _LONG * side, gap)
-    if found is None:
-        return []
-    ends = found.reshape(-1, 2, 2)[:_SEEDS].astype(np.float32)
-    lengths = np.hypot(*(ends[:, 1] - ends[:, 0]).T)
-    return [(start, end) for start, end in ends[np.argsort(-lengths, kind="stable")]]
 
 
 def _profile(small: Picture, start: _Float, end: _Float) -> tuple[_Float, _Float, _Float]:
@@ -193,7 +117,7 @@ def _measured(small: Picture, start: _Float, end: _Float) -> Segment | None:
     contrast = colours[:, 7:10].mean(1) - sides
     typical = median(contrast[inner], 0)
     strength = float(np.linalg.norm(typical))
-    if strength < _CONTRAST / 2:
+    if strength < CONTRAST / 2:
         return None
     agree = (contrast @ typical) / strength
     stands = (agree > 0.45 * strength) | _crossing(colours, inner, strength)
@@ -211,7 +135,7 @@ def _measured(small: Picture, start: _Float, end: _Float) -> Segment | None:
     return Segment(points[first], points[last - 1], wide, strength, cover, evenness, typical, impurity, stray)
 
 
-def _centred(small: Picture, start: _Float, end: _Float) -> _Seed:
+def _centred(small: Picture, start: _Float, end: _Float) -> Seed:
     """Move a segment onto its line: a straight line through the centres of its pieces, whatever a few of them say."""
     colours, _, normal = _profile(small, start, end)
     pieces = np.array_split(np.arange(len(colours)), max(2, len(colours) // 16))
@@ -307,7 +231,7 @@ def _run(stands: Mask, inner: Mask) -> tuple[int, int]:
     return (first + int(on[0]), first + int(on[-1]) + 1) if len(on) else (0, 0)
 
 
-def _through(start: _Float, end: _Float, width: int, height: int) -> _Seed | None:
+def _through(start: _Float, end: _Float, width: int, height: int) -> Seed | None:
     """Return where the line through two points enters and leaves a picture; None if it does not."""
     along = end - start
     length = float(np.linalg.norm(along))
@@ -334,7 +258,7 @@ def _offsets(segment: Segment, points: tuple[_Float, ...]) -> list[float]:
     return [float(along[0] * each[1] - along[1] * each[0]) for each in away]
 
 
-def _within(seed: _Seed, segment: Segment) -> bool:
+def _within(seed: Seed, segment: Segment) -> bool:
     """Return whether a seed says nothing that a segment does not say."""
     if max(map(abs, _offsets(segment, seed))) > 4:
         return False
@@ -362,7 +286,7 @@ def _confidence(segment: Segment, others: list[Segment], shape: tuple[int, ...])
 def _sureness_alone(segment: Segment, shape: tuple[int, ...]) -> float:
     """Return how sure it is that a segment is a stray line if no like ones run beside it."""
     length = segment.length / max(shape[:2])
-    if length < _SHORTEST or segment.coverage < _COVERED or segment.contrast < _CONTRAST:
+    if length < _SHORTEST or segment.coverage < _COVERED or segment.contrast < CONTRAST:
         return 0.0
     clear = min(1.0, segment.contrast / 30) ** 0.3 * min(1.0, (segment.coverage - 0.6) / 0.35)
     pure = float(np.clip((_IMPURE - segment.impurity) / (_IMPURE - _PURE), 0, 1))

@@ -20,7 +20,7 @@ from lorasmith.dataset.overlays import Line, find_lines, find_text, reduced
 from lorasmith.dataset.picture import Picture, PictureInfo, fraction
 from lorasmith.dataset.subject import Mask, Subject, find_subject, parts_of
 
-VERSION = (8, measuring.VERSION)  # of what is kept; anything of another version is made again
+VERSION = (9, measuring.VERSION)  # of what is kept; anything of another version is made again
 _THUMBNAIL = 160  # pixels of the longer side
 _PART = 0.4  # of the largest part's area, from which on another part of the subject is a thing of its own
 _LIKELY = 0.5  # of sureness, below which lines and text are not worth keeping
