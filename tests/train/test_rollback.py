@@ -211,8 +211,9 @@ class Killed(BaseException):
     """What a SIGKILL is to the files: nothing comes after it."""
 
 
-def test_killed_at_every_call_of_a_roll_back_it_goes_on_the_same_way(
-    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 5])
+def test_killed_at_any_call_of_a_roll_back_it_goes_on_the_same_way(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
     """A checkpoint is set aside, the log cut, and the rate lowered: after a kill in the midst, all or nothing of it."""
     from lorasmith.train import loop, recover
@@ -241,7 +242,7 @@ def test_killed_at_every_call_of_a_roll_back_it_goes_on_the_same_way(
 
     monkeypatch.setattr(loop, "recover", watched)
     names: set[str] = set()
-    for nth in range(100):
+    for nth in range(0, 100, every):
         calls.clear()
         path = tmp_path / f"run-{nth}"
         run = Run.create(path, recipe)
