@@ -65,6 +65,12 @@ def test_only_hidden_matrices_are_its() -> None:
     assert [names[id(p)] for p in hidden_matrices(model)] == ["middle.weight", "deep.0.weight"]
 
 
+def test_a_model_that_is_one_layer() -> None:
+    layer = nn.Linear(3, 4)
+    (weight,) = hidden_matrices(layer)
+    assert weight is layer.weight
+
+
 def test_a_weight_without_a_gradient_stays() -> None:
     a, b = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
     optimizer = Muon([a, b], lr=0.1)

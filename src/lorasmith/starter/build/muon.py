@@ -26,7 +26,7 @@ _OUTER = ("conv_in", "conv_out", "patch_embedding", "visual_projection", "text_p
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """Return the weights of a model's hidden linear and convolution layers: those that Muon is for."""
     layers = {
-        f"{name}.weight"
+        f"{name}.weight".lstrip(".")  # the model itself has no name
         for name, layer in model.named_modules()
         if isinstance(layer, (nn.Linear, nn.Conv2d)) and name.rpartition(".")[2] not in _OUTER
     }
