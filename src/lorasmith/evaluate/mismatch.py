@@ -169,9 +169,11 @@ class _Table:
             rows = slice(start, min(n, start + _BLOCK))
             scores, different = self._block(rows)
             slack = 1e-5  # float32 sums come out a little different in another order
-            for own, axis, into in ((self._own[rows, None], 1, self._rows[rows]), (self._own[None], 0, self._columns)):
-                into += ((scores > own + slack) & different).sum(axis)
-                (ties[rows] if axis else ties)[:] += ((np.abs(scores - own) <= slack) & different).sum(axis)
+            over_own, over_theirs = scores - self._own[rows, None], scores - self._own[None]
+            self._rows[rows] = ((over_own > slack) & different).sum(1)
+            self._columns += ((over_theirs > slack) & different).sum(0)
+            ties[rows] += ((np.abs(over_own) <= slack) & different).sum(1)
+            ties += ((np.abs(over_theirs) <= slack) & different).sum(0)
             others[rows] = different.sum(1)
         # As good is half better: a CLIP to which all is alike says nothing, not that all is right.
         self.better = (self._rows + self._columns + 0.5 * ties) / (2.0 * np.maximum(others, 1))
