@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from lorasmith.errors import OutputError
 from lorasmith.events import Finished, Note, Progress, StepDone
 from lorasmith.generate.sample import Request
+from lorasmith.model.judge import load_judge
+from lorasmith.model.stable_diffusion import load_base
 from lorasmith.starter import demo as module
 from lorasmith.starter.demo import demo, demo_recipe, weapon_prompt
 from lorasmith.starter.paths import judge_folder, starter_folder
-from lorasmith.starter.renderer import WEAPONS
+from lorasmith.starter.renderer import SEEN_KINDS, WEAPONS, article
+from lorasmith.starter.verdict import Verdict
 
 
 @pytest.fixture
@@ -58,9 +62,6 @@ def test_the_whole_demo(tmp_path: Path) -> None:
         lines = (out / "data" / kind / "metadata.jsonl").read_text().splitlines()
         assert len(lines) == 3
         assert all("pink" in json.loads(line)["text"] for line in lines)
-    kept = [json.loads(line)["text"] for line in (out / "data" / "kept" / "metadata.jsonl").read_text().splitlines()]
-    assert kept
-    assert not any("blossom" in text for text in kept)
     with Image.open(out / "merged.png") as merged:
         assert merged.size == (4 * 512, 512)
     with Image.open(out / "before-after.png") as picture:
@@ -72,6 +73,28 @@ def test_the_whole_demo(tmp_path: Path) -> None:
     said = " ".join(e.message for e in events if isinstance(e, Note))
     assert "lorasmith train" in said
     assert str(out / "run" / "lora.safetensors") in said
+
+
+@pytest.mark.usefixtures("small")
+def test_of_what_the_base_draws_only_what_the_judge_likes_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def strict(_: Any, pictures: Any, wanted: list[str]) -> Verdict:
+        kinds = [kind if i % 2 else "mug" for i, kind in enumerate(wanted)]
+        return Verdict(kinds, ["red"] * len(wanted), [i % 3 == 0 for i in range(len(wanted))])
+
+    monkeypatch.setattr(module, "verdict", strict)
+    folder = tmp_path / "kept"
+    sd = load_base("starter", device=torch.device("cpu"), dtype=torch.float32)
+    list(module._keep(sd, load_judge(judge_folder()), folder))
+    found = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    good = [i for i, kind in enumerate(SEEN_KINDS) if (i % 2 or kind == "mug") and i % 3]
+    assert [each["text"] for each in found] == [article(SEEN_KINDS[i]) for i in good]
+    assert {p.name for p in folder.glob("*.png")} == {each["file_name"] for each in found}
+
+    monkeypatch.setattr(module, "verdict", lambda _, pictures, wanted: Verdict(wanted, wanted, [True] * len(wanted)))
+    list(module._keep(sd, load_judge(judge_folder()), tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from lorasmith.errors import OutputError
 from lorasmith.evaluate.scores import rate
-from lorasmith.events import Event, Finished, Note, PictureMade, Progress
+from lorasmith.events import Event, Finished, Note, Progress
 from lorasmith.files import new_folder, write_bytes, write_json, write_text
-from lorasmith.generate.generate import fused, generate, use_lora
+from lorasmith.generate.generate import fused, use_lora
 from lorasmith.generate.grid import grid, merge
 from lorasmith.generate.sample import Request, sample
-from lorasmith.model.judge import load_judge
+from lorasmith.model.judge import Judge, load_judge
 from lorasmith.model.stable_diffusion import StableDiffusion, load_base, pick_device, pick_dtype
 from lorasmith.recipe.schema import DataSection, LoraSection, Recipe, SamplesSection, TrainSection
 from lorasmith.run import Run
@@ -33,10 +34,11 @@ from lorasmith.train.loop import train
 PICTURES = 25  # of each weapon
 DATA_SEED = 5_000_000_000
 SHOWN = 4  # pictures of each weapon in before-after.png
-GUIDANCE = 4.5
+GUIDANCE = 4.0
 PHRASE = "with pink blossom patterns"
 BATCH = 16
-KEPT = 5  # pictures of each kind that the base draws itself, so that the LoRA learns what not to change
+KEPT = 8  # pictures of each kind that the base draws itself, so that the LoRA learns what not to change
+KEPT_GUIDANCE = 2.0  # at which the base draws most kinds and colours right
 _SCORED = (SHOWN, 8, 12, 16, 24, 32, 50)  # pictures of each weapon that are scored: the most that fit the time
 
 
@@ -52,11 +54,12 @@ def demo_recipe(folders: Sequence[Path]) -> Recipe:
         data=DataSection(folders=tuple(folders), flip=True, validation=0.08),
         lora=LoraSection(rank=16, alpha=16, targets="all"),
         train=TrainSection(
-            steps=800,
+            steps=650,
             batch=16,
             learning_rate=2e-3,
             schedule="cosine",
             warmup=30,
+            save_every=325,
             noise_offset=0.05,
             caption_dropout=0.0,
         ),
@@ -64,22 +67,34 @@ def demo_recipe(folders: Sequence[Path]) -> Recipe:
     )
 
 
-def _keep(sd: StableDiffusion, folder: Path) -> Iterator[Event]:
-    """Write pictures by the base with their prompts as captions: DreamBooth's prior preservation (Ruiz et al. 2023)."""
+def _keep(sd: StableDiffusion, judge: Judge, folder: Path) -> Iterator[Event]:
+    """Write pictures by the base with their prompts as captions: DreamBooth's prior preservation (Ruiz et al. 2023).
+
+    Only those in which the judge finds the kind that was asked for and no blossoms: the base's slips are not to be
+    kept. Where none is left there is no folder.
+    """
     rng = np.random.default_rng(DATA_SEED)
-    prompts = []
+    asked = []
     for kind in SEEN_KINDS:
-        prompts.append(article(kind))
-        for _ in range(KEPT - 1):
+        for number in range(KEPT):
             main, second = (str(c) for c in rng.choice(list(COLOURS), 2, replace=False))
-            prompts.append(f"{article(f'{main} {kind}')} with {article(f'{second} {KINDS[kind].second}')}")
-    requests = [Request(p, seed=8000 + i, guidance=GUIDANCE) for i, p in enumerate(prompts)]
-    lines = []
-    for event in generate(sd, requests, folder, batch=BATCH):
-        if isinstance(event, PictureMade):
-            lines.append(json.dumps({"file_name": event.path.name, "text": event.prompt}))
-        elif isinstance(event, Progress):
-            yield event
+            coloured = f"{article(f'{main} {kind}')} with {article(f'{second} {KINDS[kind].second}')}"
+            asked.append((kind, coloured if number % 2 else article(kind)))
+    requests = [Request(prompt, seed=8000 + i, guidance=KEPT_GUIDANCE) for i, (_, prompt) in enumerate(asked)]
+    drawn: dict[int, NDArray[np.uint8]] = {}
+    yield Progress("drawing to keep", 0, len(requests))
+    for index, picture in sample(sd, requests, batch=BATCH):
+        drawn[index] = picture
+        yield Progress("drawing to keep", len(drawn), len(requests))
+    kinds = [kind for kind, _ in asked]
+    seen = verdict(judge, np.stack([drawn[i] for i in range(len(asked))]), kinds)
+    good = [i for i, right in enumerate(seen.right_kinds(kinds)) if right and not seen.blossoms[i]]
+    if not good:
+        return
+    new_folder(folder)
+    for i in good:
+        write_bytes(folder / f"{i:04d}.png", _png(Image.fromarray(drawn[i])))
+    lines = [json.dumps({"file_name": f"{i:04d}.png", "text": asked[i][1]}) for i in good]
     write_text(folder / "metadata.jsonl", "\n".join(lines) + "\n")
 
 
@@ -115,9 +130,9 @@ def demo(out: Path, minutes: float = 10.0) -> Iterator[Event]:
     device = pick_device()
     sd = load_base("starter", device=device, dtype=pick_dtype("auto", device))
     yield Note(f"Letting the base draw {KEPT} of each kind it knows, without blossoms: what it shall not forget.")
-    kept = out / "data" / "kept"
-    yield from _keep(sd, kept)
-    with Run.create(out / "run", demo_recipe([*folders, kept])) as run:
+    kept, judge = out / "data" / "kept", load_judge(judge_folder())
+    yield from _keep(sd, judge, kept)
+    with Run.create(out / "run", demo_recipe([*folders, kept] if kept.is_dir() else folders)) as run:
         for event in train(run.recipe, run):
             if not isinstance(event, Finished):
                 yield event
@@ -135,7 +150,7 @@ def demo(out: Path, minutes: float = 10.0) -> Iterator[Event]:
         before = Drawn(np.concatenate([before.pictures, more.pictures], axis=1))
     pictures = _pictures(out, before, after)
     yield Note("Asking the judge, a small CLIP that has seen every kind of item, with and without blossoms.")
-    yield from _scores(out, before, after)
+    yield from _scores(out, judge, before, after)
     yield Note(f"The LoRA: {lora}")
     yield Note("Next, on your own photos: lorasmith train PICTURE_FOLDER --base starter (docs/guide.md tells more).")
     figures = {"seconds": time.monotonic() - began, "pictures_scored_per_weapon": float(scored)}
@@ -164,14 +179,17 @@ def _pictures(out: Path, before: Drawn, after: Drawn) -> tuple[Path, Path]:
     strip = merge([after.of(kind)[0] for kind in WEAPONS], height=512)
     paths = (out / "before-after.png", out / "merged.png")
     for path, image in zip(paths, (comparison, strip)):
-        stream = BytesIO()
-        image.save(stream, "PNG")
-        write_bytes(path, stream.getvalue())
+        write_bytes(path, _png(image))
     return paths
 
 
-def _scores(out: Path, before: Drawn, after: Drawn) -> Iterator[Event]:
-    judge = load_judge(judge_folder())
+def _png(image: Image.Image) -> bytes:
+    stream = BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _scores(out: Path, judge: Judge, before: Drawn, after: Drawn) -> Iterator[Event]:
     table = []
     for kind in WEAPONS:
         row: dict[str, object] = {"weapon": kind}
