@@ -71,6 +71,7 @@ def test_the_whole_demo(tmp_path: Path) -> None:
     assert [row["weapon"] for row in scores] == list(WEAPONS)
     assert all(row[who]["pictures"] == 4 for row in scores for who in ("base", "lora"))
     said = " ".join(e.message for e in events if isinstance(e, Note))
+    assert f"of {len(SEEN_KINDS)} are as the judge would have them" in said
     assert "lorasmith train" in said
     assert str(out / "run" / "lora.safetensors") in said
 

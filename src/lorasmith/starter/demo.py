@@ -81,14 +81,11 @@ def _keep(sd: StableDiffusion, judge: Judge, folder: Path) -> Iterator[Event]:
             coloured = f"{article(f'{main} {kind}')} with {article(f'{second} {KINDS[kind].second}')}"
             asked.append((kind, coloured if number % 2 else article(kind)))
     requests = [Request(prompt, seed=8000 + i, guidance=KEPT_GUIDANCE) for i, (_, prompt) in enumerate(asked)]
-    drawn: dict[int, NDArray[np.uint8]] = {}
-    yield Progress("drawing to keep", 0, len(requests))
-    for index, picture in sample(sd, requests, batch=BATCH):
-        drawn[index] = picture
-        yield Progress("drawing to keep", len(drawn), len(requests))
+    drawn = yield from _sampled(sd, requests, "drawing what to keep")
     kinds = [kind for kind, _ in asked]
-    seen = verdict(judge, np.stack([drawn[i] for i in range(len(asked))]), kinds)
+    seen = verdict(judge, drawn, kinds)
     good = [i for i, right in enumerate(seen.right_kinds(kinds)) if right and not seen.blossoms[i]]
+    yield Note(f"{len(good)} of {len(asked)} are as the judge would have them and are kept.")
     if not good:
         return
     new_folder(folder)
@@ -159,13 +156,18 @@ def demo(out: Path, minutes: float = 10.0) -> Iterator[Event]:
 
 def _draw(sd: StableDiffusion, seeds: Sequence[int], stage: str) -> Generator[Event, None, Drawn]:
     requests = [Request(weapon_prompt(kind), seed=9000 + seed, guidance=GUIDANCE) for kind in WEAPONS for seed in seeds]
+    pictures = yield from _sampled(sd, requests, stage)
+    return Drawn(pictures.reshape(len(WEAPONS), len(seeds), *pictures.shape[1:]))
+
+
+def _sampled(sd: StableDiffusion, requests: Sequence[Request], stage: str) -> Generator[Event, None, NDArray[np.uint8]]:
+    """Return what is asked for, in order, uint8 (N, H, W, 3), telling of the progress."""
     found: dict[int, NDArray[np.uint8]] = {}
     yield Progress(stage, 0, len(requests))
     for index, picture in sample(sd, requests, batch=BATCH):
         found[index] = picture
         yield Progress(stage, len(found), len(requests))
-    stacked = np.stack([found[i] for i in range(len(requests))])
-    return Drawn(stacked.reshape(len(WEAPONS), len(seeds), *stacked.shape[1:]))
+    return np.stack([found[i] for i in range(len(requests))])
 
 
 def _pictures(out: Path, before: Drawn, after: Drawn) -> tuple[Path, Path]:
