@@ -57,6 +57,7 @@ HOMES = {
     "transformers": ("lorasmith.model", "lorasmith.starter.build"),
     "peft": ("lorasmith.model", "lorasmith.bench.reference"),
     "gradio": (),
+    "kornia_rs": ("lorasmith.dataset.png",),
     "click": ("lorasmith.cli",),
     "rich": ("lorasmith.cli",),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from draw import busy, item, write
 
-from lorasmith.dataset import lookers, seen
+from lorasmith.dataset import lookers, process_start, seen
 from lorasmith.dataset.finding import Finding
 from lorasmith.dataset.look import Room
 from lorasmith.dataset.lookers import answers, seen_or_why_not
@@ -35,7 +36,7 @@ def same(one: seen.Seen, other: seen.Seen) -> bool:
 
 
 def test_processes_see_what_threads_see(pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lookers, "MANY", 1)
+    monkeypatch.setattr(process_start, "MANY", 1)
     monkeypatch.setattr(lookers, "_FEW", 2)
     by_threads = list(answers(pictures, 2, lambda _: None))
     assert multiprocessing.active_children() == []
@@ -81,7 +82,7 @@ class _Breaking:
 
 def test_threads_do_what_a_killed_process_left(pictures: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     pool = _Breaking()
-    monkeypatch.setattr(lookers, "MANY", 1)
+    monkeypatch.setattr(process_start, "MANY", 1)
     monkeypatch.setattr(lookers, "_FEW", 0)
     monkeypatch.setattr(lookers, "_processes", lambda _: pool)
     found = [answer for answer, _ in answers(pictures, 2, lambda _: None, processes=True)]
@@ -109,9 +110,28 @@ def test_a_room_that_processes_share_counts_as_one() -> None:
 
 
 def test_settings_of_processes_are_gone_afterwards_and_replace_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LORASMITH_TEST_KEPT", "own")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "own")
     before = dict(os.environ)
-    with lookers._settings({"LORASMITH_TEST_KEPT": "other", "LORASMITH_TEST_NEW": "1"}):
-        assert os.environ["LORASMITH_TEST_KEPT"] == "own"
-        assert os.environ["LORASMITH_TEST_NEW"] == "1"
+    with process_start.ready():
+        assert os.environ["OPENBLAS_NUM_THREADS"] == "own"
+        assert set(os.environ) - set(before) <= {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
     assert dict(os.environ) == before
+
+
+def test_the_server_is_started_for_many_pictures_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[bool] = []
+    monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", lambda: started.append(True))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    folder = tmp_path / "axe" / "deep"
+    folder.mkdir(parents=True)
+    for i in range(process_start.MANY - 1):
+        (folder / f"{i}.png").touch()
+    process_start.begin([tmp_path, tmp_path / "gone"])
+    assert not started
+    (folder / "one more.png").touch()
+    process_start.begin([tmp_path])
+    process_start.begin([tmp_path / "pictures.zip"])
+    assert len(started) == 2 * ("forkserver" in multiprocessing.get_all_start_methods())
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    process_start.begin([tmp_path])
+    assert len(started) <= 2

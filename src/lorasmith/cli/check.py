@@ -55,6 +55,9 @@ def command(
       lorasmith check recipe.toml --out axe-check
       lorasmith check pictures.zip --resolution 1024 --json
     """
+    from lorasmith.dataset import process_start
+
+    process_start.begin(paths)
     sources, chosen = _sources(paths, recipe, resolution)
 
     from lorasmith.cli.screen import say, show

@@ -6,11 +6,12 @@ transparency take 200 MB and not several times that; and few pictures of that si
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.context import SpawnContext
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,12 +23,14 @@ from lorasmith.dataset.picture import (
     TURNS,
     Picture,
     PictureInfo,
+    fraction,
     grey8,
     opened,
     orientation_of,
     profile_kind,
     to_rgb,
 )
+from lorasmith.dataset.png import plain_pixels
 from lorasmith.files import sha256_file
 
 SIDE = 512  # pixels of the small copy's shorter side
@@ -62,7 +65,7 @@ class Look:
 class Room:
     """Lets pictures in as long as their pixels together are few; one too large for the room goes in alone."""
 
-    def __init__(self, pixels: int, context: SpawnContext | None = None) -> None:
+    def __init__(self, pixels: int, context: BaseContext | None = None) -> None:
         """Make a room for this process's threads, or with a ``context`` for the processes that it starts."""
         self._all = pixels
         self._free: Any = SimpleNamespace(value=pixels) if context is None else context.Value("q", pixels, lock=False)
@@ -101,17 +104,22 @@ def look(path: Path) -> Look:
         mode, file_format, (width, height) = image.mode, str(image.format), image.size
         with _room(width * height):
             pages = int(getattr(image, "n_frames", 1)) if file_format == "TIFF" else 1
-            image.draft(None, _scaled(_least_size(width, height), _NEARLY))
-            image.load()
-            orientation = orientation_of(image)
-            small, transparent = _shrunk(image)
+            if plain := plain_pixels(image, path):
+                orientation, sha256 = 1, hashlib.sha256(plain[1]).hexdigest()
+                small, transparent = _shrunk_pixels(plain[0], image)
+                del plain
+            else:
+                image.draft(None, _scaled(_least_size(width, height), _NEARLY))
+                image.load()
+                orientation, sha256 = orientation_of(image), sha256_file(path)
+                small, transparent = _shrunk(image)
         profile = profile_kind(image)
         if turn := TURNS.get(orientation):
             small = small.transpose(turn)
         if orientation in (5, 6, 7, 8):
             width, height = height, width
         bits = 16 if mode.startswith("I;16") else 32 if mode in ("I", "F") else 8
-        info = PictureInfo(width, height, mode, file_format, pages, sha256_file(path))
+        info = PictureInfo(width, height, mode, file_format, pages, sha256)
         return Look(info, orientation, bits, transparent, profile, np.asarray(small))
 
 
@@ -128,9 +136,7 @@ def _scaled(size: tuple[int, int], share: float) -> tuple[int, int]:
 
 def _shrunk(image: Image.Image) -> tuple[Image.Image, float | None]:
     """Return a loaded picture as small RGB, not turned yet, and the share of its pixels that are not opaque."""
-    size = _least_size(*image.size)
-    nearly = _scaled(size, _NEARLY)
-    factor = max(1, min(image.width // nearly[0], image.height // nearly[1]))
+    size, factor = _least_size(*image.size), _whole_factor(*image.size)
     if image.mode.startswith("I") or image.mode == "F":
         thin = image if factor == 1 else _thinned(image, factor)
         return Image.fromarray(grey8(thin)).convert("RGB").resize(size, Image.Resampling.BOX), None
@@ -148,11 +154,31 @@ def _shrunk(image: Image.Image) -> tuple[Image.Image, float | None]:
         if clear:
             seen_through += band.width * band.height - band.getchannel("A").histogram()[255]
         canvas.paste(band.reduce(factor) if factor > 1 else band, (0, top // factor))
-    canvas.info = {key: value for key, value in image.info.items() if key == "icc_profile"}
+    small = _finished(canvas, image.info, size)
+    return small, seen_through / (image.width * image.height) if clear else None
+
+
+def _shrunk_pixels(pixels: Picture, image: Image.Image) -> tuple[Image.Image, float | None]:
+    """As ``_shrunk``, of an open picture and its pixels, uint8 (height, width, 3 or 4)."""
+    if pixels.shape[2] == 3:
+        canvas = Image.fromarray(fraction(pixels, _whole_factor(*image.size)))
+        return _finished(canvas, image.info, _least_size(*image.size)), None
+    loaded = Image.fromarray(pixels)  # shares the memory
+    loaded.info = image.info
+    return _shrunk(loaded)
+
+
+def _whole_factor(width: int, height: int) -> int:
+    nearly = _scaled(_least_size(width, height), _NEARLY)
+    return max(1, min(width // nearly[0], height // nearly[1]))
+
+
+def _finished(canvas: Image.Image, info: dict[Any, Any], size: tuple[int, int]) -> Image.Image:
+    canvas.info = {key: value for key, value in info.items() if key == "icc_profile"}
     small = to_rgb(canvas)
     if small.width > size[0] or small.height > size[1]:
         small = small.resize(size, Image.Resampling.BOX)
-    return small, seen_through / (image.width * image.height) if clear else None
+    return small
 
 
 def _thinned(image: Image.Image, factor: int) -> Image.Image:

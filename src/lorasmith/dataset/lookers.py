@@ -11,10 +11,9 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from itertools import islice
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -22,21 +21,14 @@ from pathlib import Path
 import cv2
 
 from lorasmith.dataset import look as looking
+from lorasmith.dataset import process_start
 from lorasmith.dataset.finding import Finding, finding
 from lorasmith.dataset.picture import PictureError
 from lorasmith.dataset.seen import Seen, see
 
-MANY = 48  # pictures from which on processes gain more than the second that starting them takes ...
-_FEW = 16  # ... if more than these are not in the cache
+_FEW = 16  # pictures that are not in the cache, up to which no process is started, however many there are in all
 _PROCESSES = 3  # at most; each takes some 90 MB
 _AHEAD = 4  # pictures in work or waiting, for each worker
-# Read when a process starts: numpy's matrix products shall not want the other processes' cores, and glibc shall not
-# give memory back after each step of a picture, to have it filled with zeros again for the next.
-_OF_A_PROCESS = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": "33554432",
-    "MALLOC_TRIM_THRESHOLD_": "134217728",
-}
 
 Answer = Seen | Finding
 
@@ -62,7 +54,7 @@ def answers(
     """
     workers = workers or cores()
     todo, waiting = iter(paths), deque[tuple[Path, Seen | Future[Answer]]]()
-    with _Pool(workers, processes=processes and workers > 1 and len(paths) >= MANY) as pool:
+    with _Pool(workers, processes=processes and workers > 1 and len(paths) >= process_start.MANY) as pool:
         while True:
             for path in islice(todo, _AHEAD * workers - len(waiting)):
                 waiting.append((path, known(path) or pool.submit(path)))
@@ -89,7 +81,7 @@ class _Pool:
             self._processes, self._reserve = self._reserve, None
         if self._processes is not None:
             try:
-                with _deaf(), _settings(_OF_A_PROCESS):
+                with process_start.ready():
                     return self._processes.submit(seen_or_why_not, path)
             except (BrokenProcessPool, OSError, RuntimeError):
                 self._processes = None
@@ -115,7 +107,7 @@ class _Pool:
 def _processes(count: int) -> Executor | None:
     """Return processes that look at pictures, none of them started yet, or None where this system cannot have them."""
     try:
-        context = multiprocessing.get_context("spawn")  # a fork would copy other threads' locks, as they stand
+        context = process_start.context()
         room = looking.Room(looking.ROOM, context)
     except (ImportError, NotImplementedError, OSError):  # no semaphores, as in some containers
         return None
@@ -135,31 +127,6 @@ def _begin(room: looking.Room) -> None:
 def _end_with(sentinel: int) -> None:
     wait([sentinel])
     os._exit(1)
-
-
-@contextmanager
-def _deaf() -> Iterator[None]:
-    """Hold Ctrl-C back while processes may be started: they inherit it, so that one does not end with a traceback."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _settings(wanted: Mapping[str, str]) -> Iterator[None]:
-    """Have environment variables for the processes that are started meanwhile, but for those that are set anyway."""
-    added = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 def cores() -> int:

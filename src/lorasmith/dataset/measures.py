@@ -25,6 +25,7 @@ _FEWEST_EDGES = 8, 1.5e-4  # pixels, and share of the picture, below which there
 _AROUND = np.ones((3, 3), np.uint8)
 _SOMETHING, _NO_EDGES = 15.0, 6.0  # a picture with that many levels of contrast and no edge is that soft, or more
 _PLAIN = 14.0  # levels from the border's own colour, within which a pixel is plain background
+_FLOODED = 128  # any value that is neither near (255) nor not (0)
 _BAR_FLAT = 6.0  # levels that a bar may differ in itself
 _BAR_SPECKS = 0.03  # the share of a bar's pixels that may differ more
 _BAR_STEP = 12.0  # levels between a bar and the picture, in ...
@@ -169,12 +170,9 @@ def _subject(picture: Picture, border: Picture) -> npt.NDArray[np.bool_]:
     """Return the mask of what is not plain background: of the border's commonest colour, and joined to the border."""
     common = _common_colour(border)
     near = cv2.inRange(picture, common - _PLAIN, common + _PLAIN)
-    count, labels = cv2.connectedComponents(near, connectivity=4)
-    reached = np.zeros(count, dtype=bool)
-    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-        reached[edge] = True
-    reached[0] = False
-    return ~reached[labels]
+    framed = cv2.copyMakeBorder(near, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=255)  # joins all that is at the border
+    cv2.floodFill(framed, None, (0, 0), _FLOODED, flags=4)
+    return np.asarray(framed[1:-1, 1:-1] != _FLOODED)
 
 
 def _border(picture: Picture) -> Picture:

@@ -43,7 +43,7 @@ def _ink_and_ground(small: Picture, pieces: Pieces, member: int, hull: _Float) -
     left, top = np.maximum(hull.min(0).astype(int) - 5, 0)
     right, bottom = np.minimum(hull.max(0).astype(int) + 6, (width, height))
     part = np.s_[top:bottom, left:right]
-    own, stands = pieces.labels[part] == pieces.index[member], pieces.stands[part]
+    own, stands = pieces.labels[part] == int(pieces.index[member]), pieces.stands[part]
     core = own & (stands >= 0.8 * np.percentile(stands[own], 90))
     marks = (stands >= 0.4 * np.median(stands[own])).astype(np.uint8)
     near = own.astype(np.uint8)

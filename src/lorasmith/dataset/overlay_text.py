@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorasmith.dataset.overlay_text_weights import MEANS, SPREADS, SURE, WEIGHTS
-from lorasmith.dataset.subject import parts_of
+from lorasmith.dataset.subject import Labels, parts_of
 
 Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -44,7 +44,7 @@ FEATURES = (
 class Pieces:
     """Pieces that stand out at one level; what only rows are judged by is measured of their members alone."""
 
-    labels: npt.NDArray[np.int32]
+    labels: Labels
     index: npt.NDArray[np.int64]
     boxes: npt.NDArray[np.int32]
     area: npt.NDArray[np.int32]
@@ -61,7 +61,7 @@ class Pieces:
         """Return the part of the picture that a piece's box takes, and where in it the piece is."""
         left, top, wide, tall = self.boxes[member].tolist()
         part = np.s_[top : top + tall, left : left + wide]
-        return part, self.labels[part] == self.index[member]
+        return part, self.labels[part] == int(self.index[member])
 
 
 @dataclass(frozen=True)

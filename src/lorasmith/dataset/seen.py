@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,11 @@ class Seen:
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the thumbnail as JSON-ready values; ``from_json`` reads them."""
-        record = asdict(self)
-        del record["thumbnail"]
-        record["measures"] = {name: _packed(value) for name, value in record["measures"].items()}
+        record = {name: value for name, value in vars(self).items() if name != "thumbnail"}
+        record["info"], record["subject"] = vars(self.info), vars(self.subject)
+        for name in ("texts", "lines"):
+            record[name] = [vars(spot) for spot in record[name]]
+        record["measures"] = {name: _packed(value) for name, value in vars(self.measures).items()}
         return record
 
 
@@ -159,9 +161,9 @@ def _things(subject: Subject) -> int:
     if count < 2:
         return 0
     areas = stats[1:count, cv2.CC_STAT_AREA]
-    candidates = np.flatnonzero(areas >= _PART * areas.max()) + 1
-    boxes = [sorted(cv2.minAreaRect(_outline(labels == i))[1]) for i in candidates]
-    short, long = boxes[int(areas[candidates - 1].argmax())]
+    candidates = np.flatnonzero(areas >= _PART * areas.max())
+    boxes = [sorted(cv2.minAreaRect(_outline(labels == i + 1))[1]) for i in candidates.tolist()]
+    short, long = boxes[int(areas[candidates].argmax())]
     return sum(
         1 / _PROPORTION <= (one[0] + 1) / (short + 1) <= _PROPORTION
         and 1 / _PROPORTION <= (one[1] + 1) / (long + 1) <= _PROPORTION

@@ -19,6 +19,7 @@ from lorasmith.dataset.quantiles import median, quantile
 
 Picture = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
+Labels = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
 _Float = npt.NDArray[np.float32]
 
 _SIDE, _FAST_SIDE = 256, 128  # pixels of the longer side that the search works on, for a mask and for a fast one
@@ -86,12 +87,16 @@ def subject_of(mask: Mask, *, confidence: float) -> Subject:
     return Subject(mask, _box(mask), confidence)
 
 
-def parts_of(mask: Picture) -> tuple[int, npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+def parts_of(mask: Picture) -> tuple[int, Labels, npt.NDArray[np.int32]]:
     """Return how many 8-connected parts a mask has, counting what is no part as one, their labels, and their figures.
 
-    As cv2.connectedComponentsWithStats, by an algorithm that takes half the time on one thread.
+    As cv2.connectedComponentsWithStats, but by an algorithm that is faster on one thread, and with labels of 16 bits
+    where they suffice: half as much memory to write, in a third of the time.
     """
-    count, labels, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(mask, 8, cv2.CV_32S, cv2.CCL_BBDT)
+    height, width = mask.shape
+    few = ((height + 1) // 2) * ((width + 1) // 2) < 2**16  # no two parts share a block of 2 x 2 pixels
+    kind = cv2.CV_16U if few else cv2.CV_32S
+    count, labels, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(mask, 8, kind, cv2.CCL_SPAGHETTI)
     return count, np.asarray(labels), np.asarray(stats)
 
 
