@@ -122,16 +122,19 @@ def test_the_server_is_started_for_many_pictures_alone(tmp_path: Path, monkeypat
     started: list[bool] = []
     monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", lambda: started.append(True))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(process_start, "_begun", False)
     folder = tmp_path / "axe" / "deep"
     folder.mkdir(parents=True)
     for i in range(process_start.MANY - 1):
         (folder / f"{i}.png").touch()
     process_start.begin([tmp_path, tmp_path / "gone"])
     assert not started
+    assert not process_start.has_begun()
     (folder / "one more.png").touch()
     process_start.begin([tmp_path])
     process_start.begin([tmp_path / "pictures.zip"])
-    assert len(started) == 2 * ("forkserver" in multiprocessing.get_all_start_methods())
+    has_server = "forkserver" in multiprocessing.get_all_start_methods()
+    assert (len(started), process_start.has_begun()) == (2 * has_server, has_server)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     process_start.begin([tmp_path])
     assert len(started) <= 2

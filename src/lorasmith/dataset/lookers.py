@@ -77,7 +77,8 @@ class _Pool:
     def submit(self, path: Path) -> Future[Answer]:
         """Have a picture looked at."""
         self._asked += 1
-        if self._asked > _FEW and self._reserve is not None:  # a set that is in the cache asks for none
+        enough = self._asked > _FEW or process_start.has_begun()
+        if enough and self._reserve is not None:  # a set that is in the cache asks for none
             self._processes, self._reserve = self._reserve, None
         if self._processes is not None:
             try:

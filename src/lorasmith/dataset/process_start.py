@@ -15,6 +15,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 
 MANY = 48  # pictures from which on processes gain more than starting them takes
+_begun = False
 _IMPORTED = "lorasmith.dataset.lookers"
 # Read when a process starts: numpy's matrix products shall not want the other processes' cores, and glibc shall not
 # give memory back after each step of a picture, to have it filled with zeros again for the next.
@@ -45,6 +46,13 @@ def begin(sources: Sequence[Path]) -> None:
 
         with suppress(OSError), ready():  # it is only slower without
             ensure_running()
+            global _begun
+            _begun = True
+
+
+def has_begun() -> bool:
+    """Return whether processes are quickly there, because ``begin`` started the server."""
+    return _begun
 
 
 def _hold_many(sources: Sequence[Path]) -> bool:
