@@ -1,7 +1,7 @@
 """How processes that look at pictures are started; light, so that they can be on their way before all else.
 
-They are forked from a server that has imported what they need, so that it is imported once, and while this process
-imports its own. Where there is no such server (Windows), each process imports for itself.
+On Linux they are forked from a server that has imported what they need, so that it is imported once, and while this
+process imports its own. Elsewhere each process imports for itself; macOS's own libraries do not bear a fork.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.context import BaseContext
@@ -30,9 +31,9 @@ def context() -> BaseContext:
     """Return how to start processes. A plain fork would copy other threads' locks, as they stand.
 
     Raises:
-        OSError, ValueError: there is no way on this system.
+        OSError: there are no semaphores, as in some containers.
     """
-    if "forkserver" in multiprocessing.get_all_start_methods():
+    if sys.platform == "linux":
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload([_IMPORTED])
         return server
@@ -42,11 +43,13 @@ def context() -> BaseContext:
 def begin(sources: Sequence[Path]) -> None:
     """Start the server without waiting for it, if there is one, a second core for it, and much to look at."""
     if (os.cpu_count() or 1) > 1 and _hold_many(sources) and context().get_start_method() == "forkserver":
-        from multiprocessing.forkserver import ensure_running
+        from multiprocessing import forkserver, resource_tracker
 
-        with suppress(OSError), ready():  # it is only slower without
-            ensure_running()
-            global _begun
+        global _begun
+        with suppress(OSError):  # it is only slower without
+            resource_tracker.ensure_running()  # first, for when it starts it lets Ctrl-C through again
+            with ready():
+                forkserver.ensure_running()
             _begun = True
 
 
