@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from lorasmith.starter.build.job import Job, cosine
+from lorasmith.starter.build.job import Job, Site, cosine
+from lorasmith.starter.build.judge import _patches, _through
 from lorasmith.starter.build.measure import prompts, psnr
-from lorasmith.starter.build.pool import renders
+from lorasmith.starter.build.pool import changed, renders
 from lorasmith.starter.build.tokenizer import write_tokenizer
 from lorasmith.starter.build.unet import Denoiser, encode, wordings
 from lorasmith.starter.build.vae import (
@@ -24,8 +27,10 @@ from lorasmith.starter.build.vae import (
     LATENT_CHANNELS,
     SCALING,
     SIGMA,
+    latent_means,
     make_vae,
-    mirrored,
+    sigma_of,
+    train_vae,
     transform,
 )
 from lorasmith.starter.build.write import LIMIT, write_starter
@@ -122,25 +127,77 @@ def test_the_transform_keeps_apart_what_it_measures() -> None:
     assert all(abs(value) > 0.1 if i in steady else abs(value) < 1e-5 for i, value in enumerate(flat.tolist()))
 
 
-def test_mirroring_latents_mirrors_the_picture() -> None:
-    x = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    expected = F.conv2d(x.flip(3), transform(), stride=FACTOR)
-    torch.testing.assert_close(mirrored(F.conv2d(x, transform(), stride=FACTOR)), expected)
+def small_vae() -> AutoencoderKL:
+    torch.manual_seed(3)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        norm_num_groups=4,
+        latent_channels=5,
+        scaling_factor=2.0,
+    ).eval()
 
 
-def test_pictures_are_encoded_as_the_vae_encodes_them() -> None:
+@pytest.mark.parametrize("written", [True, False])
+def test_pictures_are_encoded_as_the_vae_encodes_them_and_their_mirror_images(written: bool) -> None:
+    vae = make_vae() if written else small_vae()
     pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
-        expected = make_vae().encode(x).latent_dist.mean
-    torch.testing.assert_close(encode(pictures).float(), expected, rtol=0, atol=0.03)
+        expected = torch.stack([vae.encode(each).latent_dist.mean for each in (x, x.flip(3))], 1)
+        torch.testing.assert_close(latent_means(vae, x), expected[:, 0], rtol=0, atol=0.03)
+    torch.testing.assert_close(encode(vae, pictures).float(), expected, rtol=0, atol=0.03)
 
 
-def test_a_vae_of_another_shape_is_not_gone_on_with(tmp_path: Path) -> None:
-    from diffusers import AutoencoderKL
+def test_a_build_goes_on_with_the_vae_it_starts_from_and_trains_its_decoder_alone(tmp_path: Path) -> None:
+    small_vae().save_pretrained(tmp_path / "start" / "starter" / "vae")
+    site = Site(tmp_path, torch.device("cpu"), 1, lambda _: None, tmp_path / "start")
+    before = small_vae().state_dict()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("lorasmith.starter.build.vae._batches", lambda _: lambda whole, step: torch.zeros(2, 3, 32, 32))
+        job = train_vae(site, 0.001, math.inf)
+    assert job.finished
+    assert isinstance(job.model, AutoencoderKL)
+    assert (job.model.config.latent_channels, sigma_of(job.model)) == (5, SIGMA * SCALING / 2)
+    moved = {name for name, value in job.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(name.startswith(("decoder.", "post_quant_conv.")) for name in moved)
 
-    AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4).save_pretrained(tmp_path / "starter" / "vae")
-    assert make_vae(tmp_path).config.latent_channels == LATENT_CHANNELS
+
+def test_what_was_changed_is_kept(tmp_path: Path) -> None:
+    pictures, numbers = np.arange(5 * 4, dtype=np.uint8).reshape(5, 2, 2), []
+
+    def change(part: np.ndarray, number: int) -> np.ndarray:
+        numbers.append(number)
+        return part + 1
+
+    for _ in range(2):
+        assert np.array_equal(changed(tmp_path / "more", pictures, change, at_once=2), pictures + 1)
+    assert numbers == [0, 2, 4]
+
+
+def test_the_judge_sees_what_the_vae_makes_of_pictures() -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (2, 128, 128, 4), np.uint8)
+    pictures[..., 3] = 255
+    coded = _through(small_vae(), pictures, 7)
+    assert (coded.shape, coded.dtype) == ((2, 64, 64, 4), np.uint8)
+    assert (coded[..., 3] == 255).all()
+    assert np.array_equal(coded, _through(small_vae(), pictures, 7))
+    assert not np.array_equal(coded, _through(small_vae(), pictures, 8))
+
+
+def test_patches_of_colour_lie_on_the_item_alone() -> None:
+    torch.manual_seed(0)
+    coverage = torch.zeros(64, 1, 32, 32)
+    coverage[:, :, 8:20, 4:16] = 1
+    found = _patches(coverage)
+    assert found.shape == (64, 3, 32, 32)
+    assert not found[(coverage == 0).expand_as(found)].any()
+    strength = found[:, :, 8:20, 4:16].std((1, 2, 3))
+    assert strength.max() > 0.1
+    assert (strength < 0.05).float().mean() > 0.25
 
 
 def test_psnr() -> None:

@@ -84,9 +84,10 @@ class Build:
         """Train what is to be trained. Returns the jobs by part."""
         site = Site(self.work, self.device, self.options.workers, say, self.options.start)
         jobs: dict[str, Job] = {}
-        jobs["judge"] = train_judge(site, self.minutes("judge"), self.deadline("judge"))
-        jobs["vae"] = train_vae(site, self.minutes("vae"), self.deadline("vae"))
-        jobs["unet"] = train_unet(site, self.minutes("unet"), self.deadline("unet"))
+        vae = jobs["vae"] = train_vae(site, self.minutes("vae"), self.deadline("vae"))
+        assert isinstance(vae.model, AutoencoderKL)
+        jobs["judge"] = train_judge(site, self.minutes("judge"), self.deadline("judge"), vae.model)
+        jobs["unet"] = train_unet(site, self.minutes("unet"), self.deadline("unet"), vae.model)
         return jobs
 
 

@@ -2,31 +2,37 @@
 
 Each step it answers the questions it will be asked (which kind, which colour, blossoms or not) and picks each
 picture's caption out of the batch's (Radford et al. 2021). Linear heads that read the same answers off the picture,
-and off each patch how much of it the item covers, help it start and are thrown away. Pictures are blurred, dimmed and
-speckled at random, so that it judges shape and colour in reconstructions and generated pictures too.
+and off each patch how much of it the item covers, help it start and are thrown away. So that it judges shape and colour
+in reconstructions and generated pictures too, pictures are blurred, dimmed and speckled at random, items get patches of
+other colours, which are no blossoms, and part of the pictures has been through the VAE, with noise on the latents: that
+tears edges and blots colours, as an unfinished UNet does.
 """
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from lorasmith.model.judge import Judge
 from lorasmith.starter.build.job import Job, Site, autocast
-from lorasmith.starter.build.pool import JUDGE_SEEDS, Row, renders
+from lorasmith.starter.build.pool import JUDGE_SEEDS, Pictures, Row, changed, renders
 from lorasmith.starter.build.tokenizer import MAX_TOKENS, write_tokenizer
 from lorasmith.starter.questions import Choices, blossom_choices, colour_choices, kind_choices
 from lorasmith.starter.renderer import COLOURS
 from lorasmith.starter.shapes import KINDS
 
 SIZE, PATCH = 64, 8
+CODED = 0.4  # share of the pictures that have been through the VAE
+NOISE = 0.5  # the most on their latents, whose standard deviation is 1
 MEAN = STD = (0.5, 0.5, 0.5)
 _KINDS, _COLOURS = list(KINDS), list(COLOURS)
 
@@ -61,15 +67,45 @@ class Student(nn.Module):
 
 
 def _degrade(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """Blur, dim and speckle a batch at random: (N, 3, H, W) in 0 to 1."""
+    """Blur, dim, saturate and speckle a batch at random: (N, 3, H, W) in 0 to 1."""
     if rng.random() < 0.5:
         sigma = rng.uniform(0.3, 1.2)
         taps = torch.arange(-3, 4, device=x.device, dtype=x.dtype)
         kernel = torch.exp(-(taps**2) / (2 * sigma**2))
         kernel = (kernel / kernel.sum()).view(1, 1, 1, 7).repeat(3, 1, 1, 1)
         x = F.conv2d(F.conv2d(x, kernel, padding=(0, 3), groups=3), kernel.transpose(2, 3), padding=(3, 0), groups=3)
-    gain = 1 + 0.1 * torch.randn(len(x), 1, 1, 1, device=x.device)
+    gain, contrast, colour = (1 + 0.1 * torch.randn(3, len(x), 1, 1, 1, device=x.device)).unbind()
+    grey = x.mean(1, keepdim=True)
+    x = grey + (x - grey) * colour
+    x = (x - 0.5) * contrast + 0.5
     return (x * gain + rng.uniform(0, 0.06) * torch.randn_like(x)).clamp(0, 1)
+
+
+def _patches(coverage: Tensor) -> Tensor:
+    """Return smooth patches of colour to add to items, (N, 3, H, W); on half of the pictures hardly any.
+
+    Args:
+        coverage: of each pixel by the item, 0 to 1, (N, 1, H, W).
+    """
+    count, side = len(coverage), coverage.shape[-1]
+    cells = int(torch.randint(3, 9, ()))
+    field = torch.randn(count, 3, cells, cells, device=coverage.device)
+    strength = 0.35 * torch.rand(count, 1, 1, 1, device=coverage.device) ** 2
+    return F.interpolate(field, side, mode="bicubic") * strength * coverage
+
+
+@torch.no_grad()
+def _through(vae: AutoencoderKL, pictures: Pictures, number: int) -> Pictures:
+    """Return pictures with masks, uint8 (N, 128, 128, 4), decoded from noisy latents: uint8 (N, SIZE, SIZE, 4)."""
+    device = vae.device
+    torch.manual_seed(number)
+    x = torch.from_numpy(np.array(pictures)).to(device).permute(0, 3, 1, 2).float() / 255
+    latents = vae.encode(x[:, :3] * 2 - 1).latent_dist.mean
+    most = NOISE / vae.config.scaling_factor * torch.rand(len(x), 1, 1, 1, device=device)
+    decoded = vae.decode(latents + most * torch.randn_like(latents), return_dict=False)[0] / 2 + 0.5
+    out = torch.cat([decoded.clamp(0, 1), x[:, 3:]], 1)
+    out = F.interpolate(out, SIZE, mode="bicubic", antialias=True).clamp(0, 1)
+    return np.asarray((out * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
 
 
 class _Questions:
@@ -104,8 +140,8 @@ def _labels(rows: list[Row]) -> dict[str, Tensor]:
     }
 
 
-def train_judge(site: Site, minutes: float | None, deadline: float) -> Job:
-    """Train the judge for its budget, or go on with it."""
+def train_judge(site: Site, minutes: float | None, deadline: float, vae: AutoencoderKL) -> Job:
+    """Train the judge for its budget, or go on with it; ``vae`` has learned its decoder by now."""
     work, device = site.work, site.device
     vocabulary = write_tokenizer(work / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
@@ -116,10 +152,14 @@ def train_judge(site: Site, minutes: float | None, deadline: float) -> Job:
     if job.idle:
         return job
     gpu = device.type == "cuda"
-    pictures = 60_000 if gpu else 36_000
-    drawn, rows = renders(
-        work, "judge", JUDGE_SEEDS, pictures, size=SIZE, blossom=0.5, masks=True, workers=site.workers
+    sharp, rows = renders(
+        work, "judge", JUDGE_SEEDS, 60_000 if gpu else 36_000, size=SIZE, blossom=0.5, masks=True, workers=site.workers
     )
+    whole, more = renders(
+        work, "judge", JUDGE_SEEDS + 10_000_000, 24_000 if gpu else 8_000, blossom=0.5, masks=True, workers=site.workers
+    )
+    coded = changed(work / "judge-coded", whole, partial(_through, vae))
+    drawn, rows = (sharp, coded), [*rows, *more]
     truth = {k: v.to(device) for k, v in _labels(rows).items()}
     captions = tokenizer(
         [str(r["caption"]) for r in rows], padding="max_length", max_length=MAX_TOKENS, return_tensors="pt"
@@ -136,12 +176,20 @@ def train_judge(site: Site, minutes: float | None, deadline: float) -> Job:
 
     def loss(fraction: float, step: int) -> tuple[Tensor, int]:
         rng = np.random.default_rng([11, step])
-        index = rng.integers(0, len(drawn), count)
-        x = torch.from_numpy(np.stack([drawn[i] for i in index])).to(device).permute(0, 3, 1, 2).float() / 255
+        which = (rng.random(count) < CODED).astype(int)
+        place = rng.integers(0, np.take([len(sharp), len(coded)], which))
+        index = place + which * len(sharp)
+        x = (
+            torch.from_numpy(np.stack([drawn[w][i] for w, i in zip(which, place)]))
+            .to(device)
+            .permute(0, 3, 1, 2)
+            .float()
+            / 255
+        )
         dy, dx = (int(d) for d in rng.integers(-6, 7, 2))
         x = (x.flip(3) if step % 2 else x).roll((dy, dx), (2, 3))
         covered = F.avg_pool2d(x[:, 3:], PATCH).flatten(1)
-        x = _degrade(x[:, :3], rng)
+        x = _degrade((x[:, :3] + _patches(x[:, 3:])).clamp(0, 1), rng)
         at = torch.from_numpy(index).to(device)
         kind, main, second, blossom = (truth[k][at] for k in ("kind", "main", "second", "blossom"))
         asked = int(rng.integers(len(_KINDS)))  # the kind whose colours are asked for in this step

@@ -81,3 +81,15 @@ def _kept(
         np.save(pictures, np.stack([image for image, _ in drawn]))
         rows.write_text(json.dumps([row for _, row in drawn]), encoding="utf-8")
     return np.load(pictures, mmap_mode="r"), json.loads(rows.read_text(encoding="utf-8"))
+
+
+def changed(stem: Path, pictures: Pictures, change: Callable[[Pictures, int], Pictures], at_once: int = 32) -> Pictures:
+    """Return what ``change`` makes of ``pictures``, part by part, each with its number; from disk if it was made."""
+    file = stem.with_name(f"{stem.name}-{len(pictures)}.npy")
+    if not file.exists():
+        parts = [change(pictures[start : start + at_once], start) for start in range(0, len(pictures), at_once)]
+        part = file.with_suffix(".part")
+        with part.open("wb") as stream:
+            np.save(stream, np.concatenate(parts))
+        part.replace(file)
+    return np.asarray(np.load(file, mmap_mode="r"))

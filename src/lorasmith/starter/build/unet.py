@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from lorasmith.starter.build.grow import grow
 from lorasmith.starter.build.job import Job, Site, autocast
 from lorasmith.starter.build.pool import UNET_SEEDS, Pictures, Row, renders
 from lorasmith.starter.build.tokenizer import MAX_TOKENS, write_tokenizer
-from lorasmith.starter.build.vae import FACTOR, LATENT_CHANNELS, SCALING, SIGMA, mirrored, transform
+from lorasmith.starter.build.vae import FACTOR, LATENT_CHANNELS, latent_means, sigma_of
 from lorasmith.starter.renderer import SEEN_KINDS, Truth, caption
 
 # Stable Diffusion v1.5's noise schedule.
@@ -29,8 +28,6 @@ MIN_SNR_GAMMA = 5.0
 NOISE_OFFSET = 0.1  # without it flat black and white backgrounds come out grey
 CAPTION_DROPOUT = 0.1
 WORDINGS = 4  # captions drawn for each picture
-INNER_LEVELS = 3  # of an earlier starter's UNet, which can be started from
-SETTLING = 500  # steps in which only the outer level learns, where the inner ones were taken over
 
 
 def make_unet() -> UNet2DConditionModel:
@@ -65,13 +62,9 @@ class Denoiser(nn.Module):
 
     def __init__(self, vocabulary: int, start: Path | None = None) -> None:
         super().__init__()
-        self.grown: list[str] = []  # the names of the UNet's parameters that are new beside trained ones
         if start:
             folder = start / "starter"
             unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-            if len(unet.config.block_out_channels) == INNER_LEVELS:
-                inner, unet = unet, make_unet()
-                self.grown = grow(unet, inner)
             text = CLIPTextModel.from_pretrained(
                 folder / "text_encoder", dtype=torch.float32, attn_implementation="eager"
             )
@@ -87,12 +80,13 @@ class Denoiser(nn.Module):
 
 
 @torch.inference_mode()
-def encode(pictures: Pictures) -> Tensor:
-    """Return each picture's latent mean, fp16 (N, C, h, w), unscaled: what the VAE's encoder computes, but faster."""
+def encode(vae: AutoencoderKL, pictures: Pictures) -> Tensor:
+    """Return the latent means of pictures and of their mirror images, fp16 (N, 2, C, h, w), unscaled."""
     parts = []
     for start in range(0, len(pictures), 64):
-        x = torch.from_numpy(np.array(pictures[start : start + 64])).permute(0, 3, 1, 2).float() / 127.5 - 1
-        parts.append(F.conv2d(x, transform(), stride=FACTOR).half())
+        x = torch.from_numpy(np.array(pictures[start : start + 64])).to(vae.device).permute(0, 3, 1, 2)
+        x = x.float() / 127.5 - 1
+        parts.append(torch.stack([latent_means(vae, each).half().cpu() for each in (x, x.flip(3))], dim=1))
     return torch.cat(parts)
 
 
@@ -106,23 +100,23 @@ def wordings(row: Row, seed: int) -> list[str]:
     return [caption(rng, truth) for _ in range(WORDINGS)]
 
 
-def _prepared(site: Site, tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """Return latents, (N, C, h, w), and tokens, (N, WORDINGS, T); from disk if they were made before."""
-    file = site.work / "unet-data.pt"
+def _prepared(site: Site, tokenizer: Any, vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
+    """Return latents, (N, 2, C, h, w), and tokens, (N, WORDINGS, T); from disk if they were made before."""
+    file = site.work / "unet-latents.pt"
     if not file.exists():
         count = 60_000 if site.device.type == "cuda" else 24_000
         drawn, rows = renders(site.work, "unet", UNET_SEEDS, count, kinds=SEEN_KINDS, workers=site.workers)
         texts = [text for i, row in enumerate(rows) for text in wordings(row, UNET_SEEDS + i)]
         encoded = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
         tokens = encoded.input_ids.view(count, WORDINGS, MAX_TOKENS)
-        torch.save({"latents": encode(drawn), "tokens": tokens}, file.with_suffix(".part"))
+        torch.save({"latents": encode(vae, drawn), "tokens": tokens}, file.with_suffix(".part"))
         file.with_suffix(".part").replace(file)
     data = torch.load(file, weights_only=True)
     return data["latents"], data["tokens"]
 
 
-def train_unet(site: Site, minutes: float | None, deadline: float) -> Job:
-    """Train the UNet and text encoder for their budget, or go on with them."""
+def train_unet(site: Site, minutes: float | None, deadline: float, vae: AutoencoderKL) -> Job:
+    """Train the UNet and text encoder for their budget, or go on with them; of ``vae`` only the encoder matters."""
     vocabulary = write_tokenizer(site.work / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(site.work / "tokenizer")
     device = site.device
@@ -134,24 +128,19 @@ def train_unet(site: Site, minutes: float | None, deadline: float) -> Job:
     job = Job("unet", model, site.work, minutes, deadline, learning_rate=1.2e-3 if gpu else 8e-4, ema_decay=0.999)
     if job.idle:
         return job
-    latents, tokens = _prepared(site, tokenizer)
+    latents, tokens = _prepared(site, tokenizer, vae)
     empty = tokenizer("", padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids[0].to(device)
     alphas = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(device)
     if gpu:
         latents, tokens = latents.to(device), tokens.to(device)
-
-    new = {f"unet.{name}" for name in model.grown}
+    sigma, scaling = sigma_of(vae), vae.config.scaling_factor
 
     def loss(fraction: float, step: int) -> tuple[Tensor, int]:
-        if new:
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(step >= SETTLING or name in new)
         rng = np.random.default_rng([13, step])
         torch.manual_seed(step)
         index = torch.from_numpy(rng.integers(0, len(latents), count))
-        mean = latents[index].to(device).float()
-        mean = torch.where(torch.rand(count, 1, 1, 1, device=device) < 0.5, mean, mirrored(mean))
-        x0 = (mean + SIGMA * torch.randn_like(mean)) * SCALING
+        mean = latents[index, torch.from_numpy(rng.integers(0, 2, count))].to(device).float()
+        x0 = (mean + sigma * torch.randn_like(mean)) * scaling
         words = tokens[index, torch.from_numpy(rng.integers(0, WORDINGS, count))].to(device)
         words = torch.where(torch.rand(count, 1, device=device) < CAPTION_DROPOUT, empty, words)
         noise = torch.randn_like(x0) + NOISE_OFFSET * torch.randn(*x0.shape[:2], 1, 1, device=device)
