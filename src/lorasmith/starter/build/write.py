@@ -39,6 +39,9 @@ def write_starter(folder: Path, vae: AutoencoderKL, denoiser: Denoiser) -> None:
     write_tokenizer(folder / "tokenizer")  # save_pretrained adds a second copy in another format
     (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
     _load_as_float32(folder / "text_encoder")
+    for part in ("unet", "vae"):  # diffusers notes where it read what is gone on with
+        config = json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
+        write_json(folder / part / "config.json", {k: v for k, v in config.items() if k != "_name_or_path"})
     _readable(folder)
     vae.float()
     denoiser.float()
