@@ -122,7 +122,7 @@ def test_settings_of_processes_are_gone_afterwards_and_replace_none(monkeypatch:
 def test_the_server_is_started_for_many_pictures_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[bool] = []
     monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", lambda: started.append(True))
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(process_start, "cores", lambda: 2)
     monkeypatch.setattr(process_start, "_begun", False)
     folder = tmp_path / "axe" / "deep"
     folder.mkdir(parents=True)
@@ -133,9 +133,11 @@ def test_the_server_is_started_for_many_pictures_alone(tmp_path: Path, monkeypat
     assert not process_start.has_begun()
     (folder / "one more.png").touch()
     process_start.begin([tmp_path])
+    monkeypatch.setattr(process_start, "_begun", False)
     process_start.begin([tmp_path / "pictures.zip"])
     has_server = sys.platform == "linux"
     assert (len(started), process_start.has_begun()) == (2 * has_server, has_server)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(process_start, "_begun", False)
+    monkeypatch.setattr(process_start, "cores", lambda: 1)
     process_start.begin([tmp_path])
     assert len(started) <= 2

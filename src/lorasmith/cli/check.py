@@ -59,6 +59,7 @@ def command(
 
     process_start.begin(paths)
     sources, chosen = _sources(paths, recipe, resolution)
+    process_start.begin(sources)  # a recipe's folders are known only now
 
     from lorasmith.cli.screen import say, show
     from lorasmith.dataset.check import Options, check, default_cache, default_out

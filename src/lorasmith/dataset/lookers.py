@@ -52,7 +52,7 @@ def answers(
         known: returns what was seen of a picture before; asked when its turn comes near.
         processes: whether processes may be started, each of which imports the program's main module.
     """
-    workers = workers or cores()
+    workers = workers or process_start.cores()
     todo, waiting = iter(paths), deque[tuple[Path, Seen | Future[Answer]]]()
     with _Pool(workers, processes=processes and workers > 1 and len(paths) >= process_start.MANY) as pool:
         while True:
@@ -128,10 +128,3 @@ def _begin(room: looking.Room) -> None:
 def _end_with(sentinel: int) -> None:
     wait([sentinel])
     os._exit(1)
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

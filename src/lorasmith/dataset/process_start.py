@@ -42,10 +42,10 @@ def context() -> BaseContext:
 
 def begin(sources: Sequence[Path]) -> None:
     """Start the server without waiting for it, if there is one, a second core for it, and much to look at."""
-    if (os.cpu_count() or 1) > 1 and _hold_many(sources) and context().get_start_method() == "forkserver":
+    global _begun
+    if not _begun and cores() > 1 and _hold_many(sources) and context().get_start_method() == "forkserver":
         from multiprocessing import forkserver, resource_tracker
 
-        global _begun
         with suppress(OSError):  # it is only slower without
             resource_tracker.ensure_running()  # first, for when it starts it lets Ctrl-C through again
             with ready():
@@ -95,3 +95,10 @@ def _deaf() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -140,6 +140,33 @@ def _labels(rows: list[Row]) -> dict[str, Tensor]:
     }
 
 
+class _Drawn:
+    """What the judge learns from: sharp renders, and others that have been through the VAE."""
+
+    def __init__(self, site: Site, vae: AutoencoderKL) -> None:
+        gpu, self.device = site.device.type == "cuda", site.device
+        sharp, rows = renders(
+            site.work, "judge", JUDGE_SEEDS, 60_000 if gpu else 36_000,
+            size=SIZE, blossom=0.5, masks=True, workers=site.workers,
+        )  # fmt: skip
+        whole, more = renders(
+            site.work, "judge", JUDGE_SEEDS + 10_000_000, 24_000 if gpu else 8_000,
+            blossom=0.5, masks=True, workers=site.workers,
+        )  # fmt: skip
+        self.pictures = (sharp, changed(site.work / "judge-coded", whole, partial(_through, vae)))
+        self.rows = [*rows, *more]
+
+    def batch(self, count: int, step: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Return the rows of ``count`` pictures, (count,), and the pictures with their masks, (count, 4, H, W)."""
+        which = (rng.random(count) < CODED).astype(int)
+        place = rng.integers(0, np.take([len(part) for part in self.pictures], which))
+        chosen = np.stack([self.pictures[part][i] for part, i in zip(which, place)])
+        x = torch.from_numpy(chosen).to(self.device).permute(0, 3, 1, 2).float() / 255
+        dy, dx = (int(d) for d in rng.integers(-6, 7, 2))
+        x = (x.flip(3) if step % 2 else x).roll((dy, dx), (2, 3))
+        return torch.from_numpy(place + which * len(self.pictures[0])).to(self.device), x
+
+
 def train_judge(site: Site, minutes: float | None, deadline: float, vae: AutoencoderKL) -> Job:
     """Train the judge for its budget, or go on with it; ``vae`` has learned its decoder by now."""
     work, device = site.work, site.device
@@ -151,22 +178,14 @@ def train_judge(site: Site, minutes: float | None, deadline: float, vae: Autoenc
     job = Job("judge", student, work, minutes, deadline, learning_rate=1.2e-3, weight_decay=0.05)
     if job.idle:
         return job
-    gpu = device.type == "cuda"
-    sharp, rows = renders(
-        work, "judge", JUDGE_SEEDS, 60_000 if gpu else 36_000, size=SIZE, blossom=0.5, masks=True, workers=site.workers
-    )
-    whole, more = renders(
-        work, "judge", JUDGE_SEEDS + 10_000_000, 24_000 if gpu else 8_000, blossom=0.5, masks=True, workers=site.workers
-    )
-    coded = changed(work / "judge-coded", whole, partial(_through, vae))
-    drawn, rows = (sharp, coded), [*rows, *more]
-    truth = {k: v.to(device) for k, v in _labels(rows).items()}
+    drawn = _Drawn(site, vae)
+    truth = {k: v.to(device) for k, v in _labels(drawn.rows).items()}
     captions = tokenizer(
-        [str(r["caption"]) for r in rows], padding="max_length", max_length=MAX_TOKENS, return_tensors="pt"
+        [str(r["caption"]) for r in drawn.rows], padding="max_length", max_length=MAX_TOKENS, return_tensors="pt"
     )
     captions = captions.input_ids.to(device)
     ask = _Questions(tokenizer, device)
-    count = 256 if gpu else 64
+    count = 256 if device.type == "cuda" else 64
 
     def text(tokens: Tensor) -> Tensor:
         # Nothing after the end token matters (attention is causal), so the padding all texts share is cut off.
@@ -176,21 +195,9 @@ def train_judge(site: Site, minutes: float | None, deadline: float, vae: Autoenc
 
     def loss(fraction: float, step: int) -> tuple[Tensor, int]:
         rng = np.random.default_rng([11, step])
-        which = (rng.random(count) < CODED).astype(int)
-        place = rng.integers(0, np.take([len(sharp), len(coded)], which))
-        index = place + which * len(sharp)
-        x = (
-            torch.from_numpy(np.stack([drawn[w][i] for w, i in zip(which, place)]))
-            .to(device)
-            .permute(0, 3, 1, 2)
-            .float()
-            / 255
-        )
-        dy, dx = (int(d) for d in rng.integers(-6, 7, 2))
-        x = (x.flip(3) if step % 2 else x).roll((dy, dx), (2, 3))
+        at, x = drawn.batch(count, step, rng)
         covered = F.avg_pool2d(x[:, 3:], PATCH).flatten(1)
         x = _degrade((x[:, :3] + _patches(x[:, 3:])).clamp(0, 1), rng)
-        at = torch.from_numpy(index).to(device)
         kind, main, second, blossom = (truth[k][at] for k in ("kind", "main", "second", "blossom"))
         asked = int(rng.integers(len(_KINDS)))  # the kind whose colours are asked for in this step
         ours = (kind == asked).nonzero().squeeze(1)
