@@ -10,7 +10,7 @@ import torch
 from transformers import CLIPModel, CLIPTokenizer
 
 from lorasmith.errors import ModelError
-from lorasmith.model.judge import load_judge, prepare
+from lorasmith.model.judge import eight_views, load_judge, prepare
 from lorasmith.starter.build.judge import SIZE, Student, write_judge
 from lorasmith.starter.build.tokenizer import write_tokenizer
 from lorasmith.starter.questions import kind_choices
@@ -51,6 +51,24 @@ def test_a_picture_alone_is_judged_as_in_a_batch(folder: Path, pictures: np.ndar
     together = judge.embed_pictures(pictures)
     alone = torch.cat([judge.embed_pictures(pictures[i : i + 1]) for i in range(len(pictures))])
     assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_the_eight_views_are_moved_and_mirrored() -> None:
+    x = torch.arange(64.0).view(1, 1, 8, 8)
+    views = eight_views(x, 2)
+    assert len(views) == 8
+    assert {tuple(v.shape) for v in views} == {(1, 1, 8, 8)}
+    # what lies in the middle is moved by two pixels along both axes, and mirrored in the second half
+    assert [float(v[0, 0, 3, 3]) for v in views[:4]] == [float(x[0, 0, 3 + y, 3 + z]) for y in (-2, 2) for z in (-2, 2)]
+    assert all(torch.equal(a.flip(3), b) for a, b in zip(views[:4], views[4:]))
+
+
+def test_views_average_the_embeddings(folder: Path, pictures: np.ndarray) -> None:
+    judge = load_judge(folder)
+    small = prepare(pictures, SIZE, (0.5,) * 3, (0.5,) * 3)
+    each = [(v * 0.5 + 0.5).mul(255).round().byte().permute(0, 2, 3, 1).numpy() for v in eight_views(small, 2)]
+    mean = torch.nn.functional.normalize(sum(judge.embed_pictures(v) for v in each), dim=-1)
+    torch.testing.assert_close(judge.embed_pictures(pictures, views=True), mean, atol=1e-5, rtol=0)
 
 
 def test_verdict_asks_each_picture_of_its_own_kind(folder: Path, pictures: np.ndarray) -> None:

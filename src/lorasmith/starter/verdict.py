@@ -26,8 +26,8 @@ class Verdict:
 
 
 def verdict(judge: Judge, pictures: NDArray[np.uint8], wanted: Sequence[str]) -> Verdict:
-    """Ask the judge about pictures, uint8 (N, H, W, 3), of the kinds ``wanted``."""
-    seen = judge.embed_pictures(pictures)
+    """Ask the judge about pictures, uint8 (N, H, W, 3), of the kinds ``wanted``; it looks at eight views of each."""
+    seen = judge.embed_pictures(pictures, views=True)
     kinds = list(kind_choices())
     best = (seen @ judge.embed_choices(kind_choices()).T).argmax(1).tolist()
     colours, blossoms = [""] * len(wanted), [False] * len(wanted)
