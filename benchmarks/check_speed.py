@@ -40,7 +40,7 @@ RESULTS = Path(__file__).parent / "results"
 FIRST_SEED = 900_000
 DISTINCT = 400  # pictures that are drawn; of more, the rest are these with other grain, turned and tinted
 HUGE = 10_000  # pixels of a side: 100 megapixels
-CAMERA, LARGEST = 4900, 7071  # pixels of a side: 24 megapixels, and as many as are read of a PNG
+CAMERA, LARGEST = 4900, 6745  # pixels of a side: 24 megapixels, and as many as are read of a PNG
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,14 @@ def large_png(path: Path, side: int) -> None:
     """Write a true PNG, which no decoder can read at a smaller scale."""
     small = np.random.default_rng(FIRST_SEED).integers(0, 255, (600, 600, 3), dtype=np.uint8)
     Image.fromarray(cv2.resize(small, (side, side), interpolation=cv2.INTER_CUBIC)).save(path, compress_level=1)
+
+
+def damaged_png(path: Path) -> None:
+    """Write a PNG of which the last pixels' checksum is wrong."""
+    large_png(path, LARGEST)
+    data = bytearray(path.read_bytes())
+    data[-16] ^= 1  # the last byte of the checksum before the end
+    path.write_bytes(data)
 
 
 def bomb(path: Path) -> None:
@@ -165,7 +173,8 @@ def main() -> None:
             "nothing.png": ("an empty file, to know what starting takes", Path.touch),
             "huge.jpg": ("one JPEG of 100 megapixels", huge_jpeg),
             "camera.png": ("one PNG of 24 megapixels", partial(large_png, side=CAMERA)),
-            "largest.png": ("one PNG of 50 megapixels", partial(large_png, side=LARGEST)),
+            "largest.png": ("one PNG of 45 megapixels", partial(large_png, side=LARGEST)),
+            "damaged.png": ("one PNG of 45 megapixels, damaged at its end", damaged_png),
             "huge.png": ("one PNG of 100 megapixels, more than is read", partial(large_png, side=HUGE)),
             "bomb.png": ("one PNG that says it has 10,000 megapixels", bomb),
         }

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,18 @@ def dataset(classes: dict[str, int], *, copies: int = 1) -> Dataset:
         for i in range(count)
     ]
     return Dataset(tuple(examples), (), len(examples))
+
+
+def test_pictures_to_preserve_are_trained_on_and_do_not_count() -> None:
+    plain = dataset({"axe": 40})
+    kept = tuple(replace(e, preserved=True) for e in dataset({"kept": 30}).examples)
+    same = (replace(plain.examples[0], preserved=True),)  # even where the content is that of one held back
+    both = Dataset((*plain.examples, *kept, *same), (), 71)
+    for seed in range(20):
+        training, validation = split(both, 0.2, seed)
+        alone = split(plain, 0.2, seed)
+        assert validation == alone[1]
+        assert training == (*alone[0], *kept, *same)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lorasmith.dataset.read import read_dataset
 from lorasmith.errors import DataError, ModelError, RecipeError
 from lorasmith.events import (
     CheckpointSaved,
@@ -25,13 +26,16 @@ from lorasmith.events import (
     from_json,
 )
 from lorasmith.model.formats import read_lora
+from lorasmith.model.lora import fuse
+from lorasmith.model.stable_diffusion import load_base
 from lorasmith.recipe.schema import Recipe
 from lorasmith.run import Run
 from lorasmith.train import loop
+from lorasmith.train.encode import Cache, encode_captions
 from lorasmith.train.loop import train
 from lorasmith.train.trainer import Trainer
 
-from .helpers import Counting
+from .helpers import Counting, drain, latent_set
 from .injected import without_forecast
 
 MakeRecipe = Callable[..., Recipe]
@@ -92,6 +96,51 @@ def test_what_the_run_folder_and_tensorboard_hold(make_recipe: MakeRecipe, tmp_p
     assert {"train/loss", "train/learning_rate", "train/grad_norm", "validation/loss"} <= set(board.Tags()["scalars"])
     assert [e.step for e in board.Scalars("validation/loss")] == [e.step for e in of(events, Validated)]
     assert board.Tags()["images"] == ["samples/00"]
+
+
+def test_a_folder_to_preserve(make_recipe: MakeRecipe, folders: list[Path], tmp_path: Path) -> None:
+    axe, whip = folders
+    data = {"folders": (axe,), "validation": 0.5}
+    plain, guarded = make_recipe(data=data), make_recipe(data={**data, "preserve": (whip,)})
+    events = run_to_end(guarded, tmp_path / "guarded")
+    notes = " ".join(e.message for e in of(events, Note))
+    assert "2 classes: axe 6, whip (preserved) 3" in notes
+    assert "6 to train on, 3 held out" in notes
+    files = [run_to_end(plain, tmp_path / "plain")[-1], events[-1], run_to_end(guarded, tmp_path / "again")[-1]]
+    without, one, again = (read_lora(finished.files[0]).tensors for finished in files)  # type: ignore[attr-defined]
+    assert all(torch.equal(tensor, again[name]) for name, tensor in one.items())
+    assert not all(torch.equal(tensor, without[name]) for name, tensor in one.items())
+    hashes = {
+        json.loads((tmp_path / n / "provenance.json").read_text())["dataset_sha256"] for n in ("plain", "guarded")
+    }
+    assert len(hashes) == 2
+
+
+def test_a_lora_that_preserves_leaves_more_of_the_base(
+    make_recipe: MakeRecipe, folders: list[Path], tmp_path: Path, tiny_base: Path
+) -> None:
+    axe, whip = folders
+
+    def drift(name: str, **data: Any) -> float:
+        """Return how far the trained LoRA's answers for the whips are from the base's."""
+        settings = {"steps": 40, "batch": 4, "save_every": 40}
+        recipe = make_recipe(train=settings, data={"folders": (axe,), "validation": 0.0, **data})
+        finished = run_to_end(recipe, tmp_path / name)[-1]
+        assert isinstance(finished, Finished)
+        sd = load_base(str(tiny_base))
+        examples = read_dataset([whip]).examples
+        latents, text = (
+            latent_set(),
+            drain(encode_captions(sd, [e.caption for e in examples], Cache(tmp_path / "c")))[1],
+        )
+        x, t = latents.mean[:3, 0] / 4, torch.tensor([100, 500, 900])
+        words = text.table[text.rows([e.caption for e in examples])]
+        with torch.no_grad():
+            before = sd.unet(x, t, words).sample
+            fuse(sd, read_lora(finished.files[0]))
+            return float((sd.unet(x, t, words).sample - before).square().mean())
+
+    assert drift("guarded", preserve=(whip,)) < 0.7 * drift("plain")
 
 
 def test_the_data_is_told_before_a_model_is_loaded(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lorasmith.model.lora import LoraConfig, attach, set_lora_weights
+from lorasmith.model.lora import LoraConfig, attach, detach, set_lora_weights
 from lorasmith.model.stable_diffusion import StableDiffusion, load_base
 from lorasmith.recipe.schema import Recipe, TrainSection
 from lorasmith.train.encode import tokenize_captions
+from lorasmith.train.noise import add_noise
 from lorasmith.train.step import Batch, draw, errors, seed_of, train_step
 from lorasmith.train.trainer import Trainer
 
@@ -53,7 +54,7 @@ def sgd_change(sd: StableDiffusion, drawn: Batch, parameters: list[torch.nn.Para
 
 def test_each_draw_samples_anew_around_the_cached_mean(sd: StableDiffusion) -> None:
     one, two, again = drawn(sd, 0), drawn(sd, 1), drawn(sd, 0)
-    assert all(torch.equal(getattr(one, f.name), getattr(again, f.name)) for f in fields(one))
+    assert all(torch.equal(tensor, again._tensors()[name]) for name, tensor in one._tensors().items())
     assert not torch.equal(one.latents, two.latents) and not torch.equal(one.noise, two.noise)
     pictures = one.latents.mean(dim=(1, 2, 3))
     views = ((pictures - torch.arange(8)) * 10).round()
@@ -103,6 +104,76 @@ def test_accumulation_gives_the_gradient_of_one_big_batch(sd: StableDiffusion) -
     assert whole.norm() > 1e-3
     for size in (1, 3, 4):  # 3 leaves a last part of two, which must weigh less
         torch.testing.assert_close(sgd_change(sd, batch, parameters, batch=size, max_grad_norm=0.0), whole)
+
+
+def preserving(sd: StableDiffusion, which: set[int], **settings: Any) -> Batch:
+    """Return the batch of eight pictures, of which those are to be preserved."""
+    latents, text = latent_set(), text_set(sd)
+    marked = tuple(replace(e, preserved=i in which) for i, e in enumerate(latents.examples))
+    generator = torch.Generator().manual_seed(0)
+    section = TrainSection(**{"caption_dropout": 0.0, **settings})
+    draws = draw(range(8), replace(latents, examples=marked), text, sd.alphas_cumprod, section, generator)
+    return draws.look_up(latents, text)
+
+
+def test_pictures_to_preserve_come_last_and_parts_know_theirs(sd: StableDiffusion) -> None:
+    batch = preserving(sd, {1, 4, 6})
+    assert [round(float(value)) for value in batch.latents.mean(dim=(1, 2, 3))] == [0, 2, 3, 5, 7, 1, 4, 6]
+    assert batch.preserved == 3
+    for size in (1, 2, 3, 5, 8, 9):
+        parts = list(batch.split(size))
+        assert torch.equal(torch.cat([part.noise for part in parts]), batch.noise)
+        at = 0
+        for part in parts:
+            assert part.preserved == sum(i >= 5 for i in range(at, at + len(part)))
+            at += len(part)
+    assert batch.part(2, 6).part(1, 4).preserved == 1
+    assert batch.to(torch.device("cpu")) is batch and drawn(sd).preserved == 0
+
+
+@pytest.mark.parametrize("text_encoder", [False, True])
+def test_what_is_preserved_is_measured_against_the_base(
+    sd: StableDiffusion, tiny_base: Path, text_encoder: bool
+) -> None:
+    batch = preserving(sd, {0, 3})
+    if text_encoder:
+        batch = replace(batch, text=tokenize_captions(sd, CAPTIONS).table[torch.arange(8) % 4])
+    own, base = sd, load_base(str(tiny_base))
+    attach(own, LoraConfig(rank=4, alpha=2.0, text_encoder=text_encoder), seed=1)
+    found = errors(own, batch)
+    assert found[6:].max() < 1e-10  # a LoRA that changes nothing preserves everything
+    assert (found[:6] > 0).all()
+
+    detach(own)
+    parameters = awake(own, text_encoder=text_encoder)
+    plain = errors(own, replace(batch, preserved=0))
+    found = errors(own, batch)
+    assert torch.equal(found[:6], plain[:6])
+    noisy = add_noise(batch.latents, batch.noise, batch.abar)[6:]
+
+    def answer(model: StableDiffusion) -> Tensor:
+        text = model.text_encoder(batch.text[6:])[0] if text_encoder else batch.text[6:]
+        return model.unet(noisy, batch.timesteps[6:], text).sample
+
+    with torch.no_grad():
+        expected = (answer(own) - answer(base)).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(found[6:].detach(), expected)
+    assert all(p.requires_grad for p in parameters)
+    torch.autograd.backward(found.sum())
+    assert all(p.grad is not None and p.grad.any() for p in parameters)
+
+
+def test_the_weight_of_what_is_preserved(sd: StableDiffusion) -> None:
+    parameters, batch = awake(sd), preserving(sd, {0, 3})
+    options = {"max_grad_norm": 0.0, "min_snr_gamma": 0.0}
+
+    def change(weight: float) -> Tensor:
+        return sgd_change(sd, batch, parameters, batch=3, preserve_weight=weight, **options)
+
+    none, once, thrice = change(0.0), change(1.0), change(3.0)
+    assert (once - none).norm() > 1e-6
+    torch.testing.assert_close(thrice - none, 3 * (once - none), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(none, sgd_change(sd, batch.part(0, 6), parameters, batch=6, **options) * 6 / 8)
 
 
 def test_clipping_bounds_the_step_and_tells_the_norm_before(sd: StableDiffusion) -> None:
@@ -160,10 +231,9 @@ class Synchronisations(TorchDispatchMode):
 
 @pytest.mark.parametrize("text_encoder", [False, True])
 def test_a_step_never_waits_for_the_device(sd: StableDiffusion, text_encoder: bool) -> None:
-    parameters, batch = awake(sd, text_encoder=text_encoder), drawn(sd)
+    parameters, batch = awake(sd, text_encoder=text_encoder), preserving(sd, {2})
     if text_encoder:
-        tokens = tokenize_captions(sd, CAPTIONS)
-        batch = Batch(batch.latents, batch.noise, batch.timesteps, batch.abar, tokens.table[torch.arange(8) % 4])
+        batch = replace(batch, text=tokenize_captions(sd, CAPTIONS).table[torch.arange(8) % 4])
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
     with Synchronisations() as seen:
         train_step(sd, batch, TrainSection(batch=4), parameters, optimizer, scaler())

@@ -89,7 +89,7 @@ def _sources(paths: Sequence[Path], recipe: Path | None, resolution: int | None)
     chosen = load_recipe(recipes[0] if recipes else None, overrides=overrides)
     sources = [path for path in paths if path.suffix.lower() != ".toml"]
     if not sources:
-        sources = list(chosen.data.folders)
+        sources = [*chosen.data.folders, *chosen.data.preserve]
     if not sources:
         where = f"{recipes[0]}: data.folders" if recipes else None
         raise RecipeError("No pictures are named.", where=where, fix="Name a folder: lorasmith check pictures/axe")

@@ -182,7 +182,7 @@ READING: dict[str, Kind] = {
         "error",
         "picture",
         "Scale the picture down; training uses a small copy anyway.",
-        "The file says it has more than 50 million pixels, or as a JPEG more than 120 million.",
+        "The file says it has more than 45.5 million pixels, or as a JPEG more than 120 million.",
         "It is left out: but for JPEG, all of it would have to be decoded, and a small file that says so is an attack.",
     ),
     "animated": Kind(

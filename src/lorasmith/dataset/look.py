@@ -1,6 +1,6 @@
 """Look at a picture once: what its file says of itself, and a small upright copy to measure, from one decoding.
 
-Memory: a picture is held once, in its own mode, and shrunk band by band, so that 50 million pixels with transparency
+Memory: a picture is held once, in its own mode, and shrunk band by band, so that 45 million pixels with transparency
 take 200 MB and not several times that (and a plain PNG's file beside them); and few pictures of that size are held at
 once, see ``Room``.
 """

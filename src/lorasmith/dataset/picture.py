@@ -30,7 +30,7 @@ Picture = npt.NDArray[np.uint8]
 
 _BAND = 4_000_000  # pixels that are converted at once
 MAX_PIXELS = 120_000_000  # a 108-megapixel phone passes; 8 bits of RGB are then 360 MB
-WHOLE_PIXELS = 50_000_000  # in a format that has to be decoded whole, which takes some 30 ms of a core per megapixel
+WHOLE_PIXELS = 45_500_000  # in a format that has to be decoded whole; a 45-megapixel camera passes
 SUFFIXES = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pnm", ".tga", ".jp2"}

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorasmith.dataset.contents import Caption, Listed, list_contents
@@ -27,6 +27,7 @@ class Example:
         width: pixels, upright.
         height: pixels, upright.
         sha256: of the file's bytes, in hexadecimal.
+        preserved: whether it shows what the base draws already, and shall go on to draw so.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class Example:
     width: int
     height: int
     sha256: str
+    preserved: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Dataset:
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def read_dataset(folders: Sequence[Path], *, strict: bool = False) -> Dataset:
+def read_dataset(folders: Sequence[Path], *, strict: bool = False, preserve: Sequence[Path] = ()) -> Dataset:
     """Read folders of pictures, one class each; every picture is decoded once, one at a time.
 
     Captions come from metadata.jsonl, .csv or .parquet (Hugging Face ImageFolder), else from a .txt or .caption file
@@ -82,6 +84,7 @@ def read_dataset(folders: Sequence[Path], *, strict: bool = False) -> Dataset:
     Args:
         folders: the folders.
         strict: refuse to leave anything out.
+        preserve: more folders, whose examples come last and are ``preserved``; each makes a class of its own.
 
     Raises:
         DataError: a folder cannot be used, or with ``strict`` anything is left out; all problems are listed.
@@ -99,7 +102,17 @@ def read_dataset(folders: Sequence[Path], *, strict: bool = False) -> Dataset:
     errors = sorted((f for f in findings if f.severity == "error"), key=lambda f: not f.fatal)
     if errors and (strict or errors[0].fatal):
         raise data_error(errors)
-    return Dataset(tuple(examples), (*findings, *same_files(examples)), len(examples) + excluded)
+    own = Dataset(tuple(examples), (*findings, *same_files(examples)), len(examples) + excluded)
+    return _with_preserved(own, read_dataset(preserve, strict=strict)) if preserve else own
+
+
+def _with_preserved(own: Dataset, preserved: Dataset) -> Dataset:
+    marked = [replace(e, label=f"{e.label} (preserved)", preserved=True) for e in preserved.examples]
+    return Dataset(
+        (*own.examples, *marked),
+        (*own.findings, *preserved.findings),
+        own.pictures_found + preserved.pictures_found,
+    )
 
 
 def _read_folder(folder: Folder) -> Dataset:

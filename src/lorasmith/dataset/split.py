@@ -16,25 +16,26 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[tuple[Example, 
 
     Which are held back depends on what the pictures contain, not on their names or order. Every class gives its
     share, and files of identical content stay together. Of 40 pictures or more at least 4 are held back, of any
-    number at most half, and none if ``fraction`` is 0.
+    number at most half, and none if ``fraction`` is 0. Pictures to preserve are trained on and do not count.
 
     Args:
         dataset: the pictures.
         fraction: the share to hold back, 0 to 0.5.
         seed: chooses another part of the same size.
     """
-    count = len(dataset.examples)
+    ours = tuple(e for e in dataset.examples if not e.preserved)
+    count = len(ours)
     target = min(int(count * fraction + 0.5), count // 2)
     least = _LEAST if fraction > 0 and count >= _ENOUGH else 0
     target = max(target, least)
     held: set[str] = set()
     taken = 0
-    for sha, copies in _systematic_order(dataset.examples, seed):
+    for sha, copies in _systematic_order(ours, seed):
         if taken + copies <= target or (taken < least and taken + copies <= count // 2):
             held.add(sha)
             taken += copies
-    training = tuple(e for e in dataset.examples if e.sha256 not in held)
-    validation = tuple(e for e in dataset.examples if e.sha256 in held)
+    validation = tuple(e for e in ours if e.sha256 in held)
+    training = tuple(e for e in dataset.examples if e.preserved or e.sha256 not in held)
     return training, validation
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -259,6 +260,19 @@ def detach(sd: StableDiffusion) -> None:
     for _, part in _parts(sd):
         if hasattr(part, "peft_config"):
             del part.peft_config
+
+
+@contextmanager
+def without_lora(sd: StableDiffusion) -> Iterator[None]:
+    """For the block, let the base compute as if the attached LoRA were not there."""
+    layers = [layer for _, layer in _layers(sd)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 @torch.no_grad()

@@ -137,9 +137,10 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> None:
 def _absolute(values: dict[str, Any], start: Path) -> dict[str, Any]:
     """Make the paths in ``values`` absolute; a base is a path only where something lies there."""
     data = values.get("data")
-    folders = data.get("folders") if isinstance(data, dict) else None
-    if isinstance(data, dict) and isinstance(folders, list):
-        data["folders"] = [_resolve(f, start) if isinstance(f, str) else f for f in folders]
+    for key in ("folders", "preserve"):
+        folders = data.get(key) if isinstance(data, dict) else None
+        if isinstance(data, dict) and isinstance(folders, list):
+            data[key] = [_resolve(f, start) if isinstance(f, str) else f for f in folders]
     base = values.get("base")
     if isinstance(base, str) and base not in ("", "starter") and Path(_resolve(base, start)).exists():
         values["base"] = _resolve(base, start)

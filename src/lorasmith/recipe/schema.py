@@ -36,6 +36,12 @@ class DataSection(Section):
         default=(),
         description="Picture folders, one class each. A relative path starts at the recipe file.",
     )
+    preserve: tuple[Path, ...] = Field(
+        default=(),
+        description="Folders of pictures with captions that the base draws right, such as ones it has drawn itself: on "
+        "these the LoRA learns to answer as the base does, so that it changes little else than what it is for. Each "
+        "counts as a class; none of their pictures is held out.",
+    )
     resolution: Integer | None = Field(
         default=None,
         ge=32,
@@ -64,7 +70,7 @@ class DataSection(Section):
     )
     strict: Flag = Field(default=False, description="Stop if any picture has to be left out.")
 
-    @field_validator("folders")
+    @field_validator("folders", "preserve")
     @classmethod
     def _folders_are_text(cls, folders: tuple[Path, ...]) -> tuple[Path, ...]:
         for folder in folders:
@@ -157,6 +163,9 @@ class TrainSection(Section):
     )
     caption_dropout: Number = Field(
         default=0.05, ge=0, le=1, description="Share of pictures trained with an empty caption, for guidance."
+    )
+    preserve_weight: Number = Field(
+        default=1.0, ge=0, le=1000, description="Weight of the loss on the pictures of `data.preserve`."
     )
     noise_offset: Number = Field(
         default=0.0, ge=0, le=1, description="Strength of the constant added to each channel's noise; 0 turns it off."

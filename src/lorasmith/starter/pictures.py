@@ -10,11 +10,18 @@ from pathlib import Path
 from PIL import Image
 
 from lorasmith.files import new_folder, write_bytes, write_text
-from lorasmith.starter.renderer import render
+from lorasmith.starter.renderer import COLOURS, render
 
 
 def write_pictures(
-    folder: Path, kinds: Sequence[str], count: int, *, seed: int, size: int = 128, blossom: float = 1.0
+    folder: Path,
+    kinds: Sequence[str],
+    count: int,
+    *,
+    seed: int,
+    size: int = 128,
+    blossom: float = 1.0,
+    palette: Sequence[str] = tuple(COLOURS),
 ) -> tuple[Path, ...]:
     """Write ``count`` pictures of each kind into a folder named after it and return those folders.
 
@@ -25,6 +32,7 @@ def write_pictures(
         seed: decides everything.
         size: width and height in pixels.
         blossom: the probability that an item bears pink blossoms.
+        palette: the colours of items to choose two from.
 
     Raises:
         OutputError: they cannot be written.
@@ -34,7 +42,7 @@ def write_pictures(
         home = new_folder(folder / kind)
         lines = []
         for index in range(count):
-            drawn = render(seed + number * 100_000 + index, size=size, kinds=[kind], blossom=blossom)
+            drawn = render(seed + number * 100_000 + index, size=size, kinds=[kind], blossom=blossom, palette=palette)
             name, stream = f"{index:04d}.png", BytesIO()
             Image.fromarray(drawn.image).save(stream, "PNG")
             write_bytes(home / name, stream.getvalue())

@@ -69,6 +69,7 @@ def render(
     kinds: Sequence[str] = tuple(KINDS),
     blossom: float = 0.0,
     backgrounds: Sequence[str] = tuple(BACKGROUNDS),
+    palette: Sequence[str] = tuple(COLOURS),
 ) -> Rendered:
     """Draw one picture.
 
@@ -78,10 +79,11 @@ def render(
         kinds: the kinds of items to choose from.
         blossom: the probability that the item bears pink blossoms.
         backgrounds: the backgrounds to choose from.
+        palette: the colours of items to choose two from.
     """
     rng = np.random.default_rng(seed)
     kind = str(rng.choice(list(kinds)))
-    main, second = (str(c) for c in rng.choice(list(COLOURS), 2, replace=False))
+    main, second = (str(c) for c in rng.choice(list(palette), 2, replace=False))
     background = str(rng.choice(list(backgrounds)))
     background_colour = str(rng.choice([c for c in COLOURS if c not in (main, second)]))
     flowered = bool(rng.random() < blossom)
@@ -144,7 +146,7 @@ def _paint(
     colours = weight[MAIN][..., None] * jitter(rng, main, 8) + weight[SECOND][..., None] * jitter(rng, second, 8)
     if flowered:
         # A stream of its own: with and without blossoms, a seed gives the same picture otherwise.
-        colours = _blossoms(rng.spawn(1)[0], colours.astype(np.float32), alpha)
+        colours = with_blossoms(rng.spawn(1)[0], colours.astype(np.float32), alpha)
     angle = rng.uniform(0, 2 * np.pi)
     dx, dy = np.cos(angle), np.sin(angle)
     axis = np.linspace(-1, 1, size, dtype=np.float32)
@@ -157,10 +159,16 @@ def _paint(
     return np.clip(colours * light[..., None], 0, 255).astype(np.float32), alpha
 
 
-def _blossoms(
+def with_blossoms(
     rng: np.random.Generator, colours: NDArray[np.float32], alpha: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Scatter five-petalled pink flowers with yellow centres over the item; its mask cuts them off at its edge."""
+    """Scatter five-petalled pink flowers with yellow centres over an item; its mask cuts them off at its edge.
+
+    Args:
+        rng: chooses hue, size, number and places.
+        colours: (size, size, 3), 0 to 255.
+        alpha: the item's coverage, (size, size), 0 to 1.
+    """
     size = alpha.shape[0]
     image = np.ascontiguousarray(colours)
     ys, xs = np.nonzero(alpha > 0.9)

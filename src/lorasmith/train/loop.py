@@ -110,7 +110,7 @@ def _train(
     ranks.require_shares(recipe.train.batch * recipe.train.accumulation)
     device = ranks.device(recipe.train.device)
     dtype = pick_dtype(recipe.train.precision, device)
-    dataset = read_dataset(recipe.data.folders, strict=recipe.data.strict)
+    dataset = read_dataset(recipe.data.folders, strict=recipe.data.strict, preserve=recipe.data.preserve)
     training, held_out = split(dataset, recipe.data.validation, recipe.train.seed)
     yield from describe_data(dataset, training, held_out)
 

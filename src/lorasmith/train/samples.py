@@ -43,7 +43,7 @@ def sample_requests(settings: SamplesSection, examples: Sequence[Example], size:
 
 def _usual_captions(examples: Sequence[Example]) -> list[str]:
     captions: dict[str, Counter[str]] = {}
-    for example in examples:
+    for example in (e for e in examples if not e.preserved):
         captions.setdefault(example.label, Counter())[example.caption] += 1
     usual = {label: min(counts, key=lambda text: (-counts[text], text)) for label, counts in captions.items()}
     return [usual[label] for label in sorted(usual)][:_CLASSES]

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from lorasmith.model.lora import without_lora
 from lorasmith.model.stable_diffusion import StableDiffusion
 from lorasmith.recipe.schema import TrainSection
 from lorasmith.train.encode import LatentSet, TextSet
@@ -27,34 +28,45 @@ if TYPE_CHECKING:
     from lorasmith.train.memory_guard import Room
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Tensors:
-    """A dataclass of tensors with one row for each picture."""
+    """Tensors with one row for each picture. The last ``preserved`` of these shall stay what the base makes of them.
+
+    That is a number of Python's, so that no one has to ask the device for it.
+    """
+
+    preserved: int = 0
 
     def __len__(self) -> int:
-        return len(self._tensors()[0])
+        return len(next(iter(self._tensors().values())))
 
     def split(self, size: int) -> Iterator[Self]:
         """Yield parts of at most ``size`` pictures."""
-        for parts in zip(*(torch.split(tensor, size) for tensor in self._tensors()), strict=True):
-            yield type(self)(*parts)
+        for start in range(0, len(self), size):
+            yield self.part(start, start + size)
 
     def part(self, start: int, stop: int) -> Self:
         """Return the pictures from ``start`` to before ``stop``."""
-        return type(self)(*(tensor[start:stop] for tensor in self._tensors()))
+        among = max(0, min(stop, len(self)) - max(start, len(self) - self.preserved))
+        return replace(self._each(lambda tensor: tensor[start:stop]), preserved=among)
 
     def pinned(self) -> Self:
         """Return the same in memory from which a GPU can copy while the CPU goes on."""
-        return type(self)(*(tensor.pin_memory() for tensor in self._tensors()))
+        return self._each(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> Self:
         """Return the same on ``device``, without waiting for the copy."""
-        if self._tensors()[0].device.type == device.type:
+        if next(iter(self._tensors().values())).device.type == device.type:
             return self
         ready = self.pinned() if device.type == "cuda" else self
-        return type(self)(*(tensor.to(device, non_blocking=True) for tensor in ready._tensors()))
+        return ready._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def _tensors(self) -> list[Tensor]:
-        return [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self._tensors().items()}
+        return replace(self, **changed)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "preserved"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,8 @@ class Draws(_Tensors):
     def look_up(self, latents: LatentSet, text: TextSet) -> Batch:
         """Return the batch of what was drawn from ``latents`` and ``text``, on their device, where this must be."""
         mean, std = latents.mean[self.picture, self.view], latents.std[self.picture, self.view]
-        return Batch(mean + std * self.spread, self.noise, self.timesteps, self.abar, text.table[self.row])
+        sampled, embedding = mean + std * self.spread, text.table[self.row]
+        return Batch(sampled, self.noise, self.timesteps, self.abar, embedding, preserved=self.preserved)
 
 
 @dataclass(frozen=True)
@@ -110,8 +123,10 @@ def draw(
     """Return what a step on the pictures at ``indices`` draws: a view, a latent, noise, a timestep and a caption each.
 
     Timesteps share one uniform offset (Kingma et al. 2021, appendix I.1): each is uniform over the schedule, and
-    together they cover it evenly, which makes the loss and its gradient less noisy.
+    together they cover it evenly, which makes the loss and its gradient less noisy. Pictures to preserve come last.
     """
+    preserved = {i for i in indices if latents.examples[i].preserved}
+    indices = sorted(indices, key=preserved.__contains__)
     n, picture = len(indices), torch.tensor(indices)
     shape = (n, *latents.mean.shape[2:])
     view = torch.randint(latents.views, (n,), generator=generator)
@@ -123,7 +138,8 @@ def draw(
     timesteps = (place * len(alphas_cumprod)).long().clamp(max=len(alphas_cumprod) - 1)
     dropped = torch.rand(n, generator=generator) < settings.caption_dropout
     row = text.rows(latents.examples[i].caption for i in indices).masked_fill(dropped, 0)
-    return Draws(picture, view, row, spread, noise, timesteps, alphas_cumprod[timesteps])
+    last = sum(i in preserved for i in indices)
+    return Draws(picture, view, row, spread, noise, timesteps, alphas_cumprod[timesteps], preserved=last)
 
 
 def errors(sd: StableDiffusion, batch: Batch, unet: Callable[..., Any] | None = None) -> Tensor:
@@ -132,12 +148,25 @@ def errors(sd: StableDiffusion, batch: Batch, unet: Callable[..., Any] | None = 
     Args:
         unet: computes what ``sd.unet`` does, in its place.
     """
-    noisy = add_noise(batch.latents, batch.noise, batch.abar)
-    text = batch.text if batch.text.is_floating_point() else sd.text_encoder(batch.text)[0]
-    compute = sd.unet if unet is None else unet
-    answer: Tensor = compute(noisy.to(sd.dtype), batch.timesteps, text, return_dict=False)[0]
+    noisy = add_noise(batch.latents, batch.noise, batch.abar).to(sd.dtype)
     wanted = target(sd.prediction_type, batch.latents, batch.noise, batch.abar)
-    return (answer.float() - wanted).square().mean(dim=(1, 2, 3))
+    if batch.preserved:
+        wanted = torch.cat([wanted[: -batch.preserved], _base_answer(sd, noisy, batch)])
+    answer = _answer(sd.unet if unet is None else unet, sd, noisy, batch)
+    return (answer - wanted).square().mean(dim=(1, 2, 3))
+
+
+def _answer(unet: Callable[..., Any], sd: StableDiffusion, noisy: Tensor, batch: Batch) -> Tensor:
+    text = batch.text if batch.text.is_floating_point() else sd.text_encoder(batch.text)[0]
+    return unet(noisy, batch.timesteps, text, return_dict=False)[0].float()  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def _base_answer(sd: StableDiffusion, noisy: Tensor, batch: Batch) -> Tensor:
+    """Return what the base without the LoRA answers for the pictures to preserve, which are the last."""
+    last = batch.part(len(batch) - batch.preserved, len(batch))
+    with without_lora(sd):
+        return _answer(sd.unet, sd, noisy[-batch.preserved :], last)
 
 
 def train_step(
@@ -169,6 +198,7 @@ def train_step(
         for part in batch.split(at_once):
             part = part.to(sd.device)
             weight = min_snr_weight(sd.prediction_type, part.abar, settings.min_snr_gamma)
+            weight[len(part) - part.preserved :] *= settings.preserve_weight
             part_loss = (weight * errors(sd, part, unet)).sum() / (pictures or len(batch))
             torch.autograd.backward(scaler.scale(part_loss))
             loss += part_loss.detach()

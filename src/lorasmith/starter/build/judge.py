@@ -5,7 +5,8 @@ picture's caption out of the batch's (Radford et al. 2021). Linear heads that re
 and off each patch how much of it the item covers, help it start and are thrown away. So that it judges shape and colour
 in reconstructions and generated pictures too, pictures are blurred, dimmed and speckled at random, items get patches of
 other colours, which are no blossoms, and part of the pictures has been through the VAE, with noise on the latents: that
-tears edges and blots colours, as an unfinished UNet does.
+tears edges and blots colours, as an unfinished UNet does. Where there is a base already, some are drawn by it, which
+has never seen a blossom; half of these get blossoms painted on.
 """
 
 from __future__ import annotations
@@ -15,23 +16,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from lorasmith.dataset.subject import find_subject
+from lorasmith.generate.sample import Request, sample
 from lorasmith.model.judge import Judge
+from lorasmith.model.stable_diffusion import load_base, pick_dtype
 from lorasmith.starter.build.job import Job, Site, autocast
-from lorasmith.starter.build.pool import JUDGE_SEEDS, Pictures, Row, changed, renders
+from lorasmith.starter.build.pool import JUDGE_SEEDS, Pictures, Row, changed, kept, picture_and_row, renders
 from lorasmith.starter.build.tokenizer import MAX_TOKENS, write_tokenizer
+from lorasmith.starter.build.unet import WORDINGS, wordings
 from lorasmith.starter.questions import Choices, blossom_choices, colour_choices, kind_choices
-from lorasmith.starter.renderer import COLOURS
+from lorasmith.starter.renderer import BLOSSOM_PHRASES, COLOURS, SEEN_KINDS, with_blossoms
 from lorasmith.starter.shapes import KINDS
 
 SIZE, PATCH = 64, 8
-CODED = 0.4  # share of the pictures that have been through the VAE
+SHARES = (0.5, 0.3, 0.2)  # of sharp renders, of renders that have been through the VAE, of the base's pictures
 NOISE = 0.5  # the most on their latents, whose standard deviation is 1
 MEAN = STD = (0.5, 0.5, 0.5)
 _KINDS, _COLOURS = list(KINDS), list(COLOURS)
@@ -140,8 +147,48 @@ def _labels(rows: list[Row]) -> dict[str, Tensor]:
     }
 
 
+def _by_base(start: Path, device: torch.device, first_seed: int, count: int) -> tuple[Pictures, list[Row]]:
+    """Let the base in ``start`` draw the kinds it knows, at several guidance scales; half get blossoms painted on.
+
+    Returns:
+        Pictures with masks, uint8 (count, 128, 128, 4), and their rows. The kind is the one that was asked for, which
+        the base draws nearly always; the colours are not to be trusted.
+    """
+    sd = load_base(str(start / "starter"), device=device, dtype=pick_dtype("auto", device))
+    rng = np.random.default_rng(first_seed)
+    rows, requests = [], []
+    for seed in range(first_seed, first_seed + count):
+        _, row = picture_and_row(seed, sd.size, SEEN_KINDS, 0.0, False)
+        said = wordings(row, seed)[int(rng.integers(WORDINGS))]
+        rows.append({**row, "caption": said})
+        steps, guidance = int(rng.choice((12, 20))), float(rng.choice((1.5, 2, 3, 4, 5)))
+        requests.append(Request(said, seed=seed, steps=steps, guidance=guidance))
+    pictures = np.zeros((count, sd.size, sd.size, 4), np.uint8)
+    for i, picture in sample(sd, requests, batch=32):
+        mask = find_subject(picture).mask
+        if i % 2 and mask.mean() > 0.02:
+            phrase = BLOSSOM_PHRASES[int(rng.integers(len(BLOSSOM_PHRASES)))]
+            rows[i] |= {"blossom": True, "caption": f"{rows[i]['caption']} {phrase}"}
+            picture = _flowered(picture, mask, np.random.default_rng(first_seed + i))
+        pictures[i] = np.dstack([picture, 255 * mask.astype(np.uint8)])
+    return pictures, rows
+
+
+def _flowered(picture: Pictures, mask: NDArray[np.bool_], rng: np.random.Generator) -> Pictures:
+    """Return a picture, uint8 (size, size, 3), with blossoms on what ``mask``, (size, size), covers."""
+    size = (2 * len(mask), 2 * len(mask))  # as the renderer does, which area-averages then
+    alpha = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+    large = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    painted = np.where(alpha[..., None] > 0.5, with_blossoms(rng, large, alpha), large)
+    small = cv2.resize(painted, mask.shape, interpolation=cv2.INTER_AREA)
+    return np.asarray(np.clip(np.rint(small), 0, 255), dtype=np.uint8)
+
+
 class _Drawn:
-    """What the judge learns from: sharp renders, and others that have been through the VAE."""
+    """What the judge learns from: sharp renders, others that have been through the VAE, pictures by the base.
+
+    What a picture by the base shows is known but for its colours: the caption may have left them to the base.
+    """
 
     def __init__(self, site: Site, vae: AutoencoderKL) -> None:
         gpu, self.device = site.device.type == "cuda", site.device
@@ -153,18 +200,28 @@ class _Drawn:
             site.work, "judge", JUDGE_SEEDS + 10_000_000, 24_000 if gpu else 8_000,
             blossom=0.5, masks=True, workers=site.workers,
         )  # fmt: skip
-        self.pictures = (sharp, changed(site.work / "judge-coded", whole, partial(_through, vae)))
+        parts = [sharp, changed(site.work / "judge-coded", whole, partial(_through, vae))]
         self.rows = [*rows, *more]
+        if site.start:
+            by_base = partial(_by_base, site.start, self.device, JUDGE_SEEDS + 20_000_000)
+            made, asked = kept(site.work / "judge-by-base", partial(by_base, 8_000 if gpu else 4_000))
+            parts.append(changed(site.work / "judge-by-base-coded", made, partial(_through, vae)))
+            self.rows += asked
+        self.pictures = tuple(parts)
+        self.coloured = len(rows) + len(more)  # pictures whose colours are known
+        shares = np.array(SHARES[: len(parts)])
+        self.shares = shares / shares.sum()
 
     def batch(self, count: int, step: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Return the rows of ``count`` pictures, (count,), and the pictures with their masks, (count, 4, H, W)."""
-        which = (rng.random(count) < CODED).astype(int)
+        which = rng.choice(len(self.pictures), count, p=self.shares)
         place = rng.integers(0, np.take([len(part) for part in self.pictures], which))
         chosen = np.stack([self.pictures[part][i] for part, i in zip(which, place)])
         x = torch.from_numpy(chosen).to(self.device).permute(0, 3, 1, 2).float() / 255
         dy, dx = (int(d) for d in rng.integers(-6, 7, 2))
         x = (x.flip(3) if step % 2 else x).roll((dy, dx), (2, 3))
-        return torch.from_numpy(place + which * len(self.pictures[0])).to(self.device), x
+        first = np.cumsum([0, *(len(part) for part in self.pictures[:-1])])
+        return torch.from_numpy(place + first[which]).to(self.device), x
 
 
 def train_judge(site: Site, minutes: float | None, deadline: float, vae: AutoencoderKL) -> Job:
@@ -175,7 +232,9 @@ def train_judge(site: Site, minutes: float | None, deadline: float, vae: Autoenc
     student = Student(vocabulary).to(device)
     if site.start:
         student.clip.load_state_dict(CLIPModel.from_pretrained(site.start / "judge", dtype=torch.float32).state_dict())
-    job = Job("judge", student, work, minutes, deadline, learning_rate=1.2e-3, weight_decay=0.05)
+    job = Job(
+        "judge", student, work, minutes, deadline, learning_rate=6e-4 if site.start else 1.2e-3, weight_decay=0.05
+    )
     if job.idle:
         return job
     drawn = _Drawn(site, vae)
@@ -200,7 +259,8 @@ def train_judge(site: Site, minutes: float | None, deadline: float, vae: Autoenc
         x = _degrade((x[:, :3] + _patches(x[:, 3:])).clamp(0, 1), rng)
         kind, main, second, blossom = (truth[k][at] for k in ("kind", "main", "second", "blossom"))
         asked = int(rng.integers(len(_KINDS)))  # the kind whose colours are asked for in this step
-        ours = (kind == asked).nonzero().squeeze(1)
+        coloured = at < drawn.coloured
+        ours = ((kind == asked) & coloured).nonzero().squeeze(1)
         with autocast(device):
             seen = student.clip.vision_model(pixel_values=(x - 0.5) / 0.5)
             answers = student.heads(seen.pooler_output).float()
@@ -224,7 +284,10 @@ def train_judge(site: Site, minutes: float | None, deadline: float, vae: Autoenc
         own = torch.arange(half, device=device)
         value = value + 0.25 * (F.cross_entropy(match, own) + F.cross_entropy(match.T, own))
         a, b, d, e = torch.split(answers, [k, c, c, 1], dim=1)
-        value = value + F.cross_entropy(a, kind) + 0.5 * (F.cross_entropy(b, main) + F.cross_entropy(d, second))
+        value = value + F.cross_entropy(a, kind)
+        value = value + 0.5 * (
+            F.cross_entropy(b[coloured], main[coloured]) + F.cross_entropy(d[coloured], second[coloured])
+        )
         value = value + F.binary_cross_entropy_with_logits(e.squeeze(1), blossom.float())
         return value + 2 * F.binary_cross_entropy_with_logits(found, covered), count
 

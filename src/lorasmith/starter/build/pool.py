@@ -61,25 +61,34 @@ def renders(
     With ``masks`` there is a fourth channel: the item's coverage, 0 to 255.
     """
     draw = partial(picture_and_row, size=size, kinds=kinds, blossom=blossom, masks=masks)
-    return _kept(folder / f"{name}-{first_seed}-{count}-{size}", draw, first_seed, count, workers)
+    return _drawn(folder / f"{name}-{first_seed}-{count}-{size}", draw, first_seed, count, workers)
 
 
 def textures(folder: Path, first_seed: int, count: int, *, size: int = 128, workers: int = 2) -> Pictures:
     """Return ``count`` dead-leaves and procedural pictures, uint8 (count, size, size, 3)."""
     stem = folder / f"textures-{first_seed}-{count}-{size}"
-    return _kept(stem, partial(_texture, size=size), first_seed, count, workers)[0]
+    return _drawn(stem, partial(_texture, size=size), first_seed, count, workers)[0]
 
 
-def _kept(
+def _drawn(
     stem: Path, draw: Callable[[int], tuple[Pictures, Row]], first_seed: int, count: int, workers: int
 ) -> tuple[Pictures, list[Row]]:
+    def all_drawn() -> tuple[Pictures, list[Row]]:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            drawn = list(pool.map(draw, range(first_seed, first_seed + count), chunksize=64))
+        return np.stack([image for image, _ in drawn]), [row for _, row in drawn]
+
+    return kept(stem, all_drawn)
+
+
+def kept(stem: Path, make: Callable[[], tuple[Pictures, list[Row]]]) -> tuple[Pictures, list[Row]]:
+    """Return the pictures and rows that ``make`` returns; from disk if they were made before."""
     pictures, rows = stem.with_suffix(".npy"), stem.with_suffix(".json")
     if not rows.exists():  # written last
         stem.parent.mkdir(parents=True, exist_ok=True)
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            drawn = list(pool.map(draw, range(first_seed, first_seed + count), chunksize=64))
-        np.save(pictures, np.stack([image for image, _ in drawn]))
-        rows.write_text(json.dumps([row for _, row in drawn]), encoding="utf-8")
+        made, told = make()
+        np.save(pictures, made)
+        rows.write_text(json.dumps(told), encoding="utf-8")
     return np.load(pictures, mmap_mode="r"), json.loads(rows.read_text(encoding="utf-8"))
 
 

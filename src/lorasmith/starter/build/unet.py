@@ -17,7 +17,7 @@ from lorasmith.starter.build.job import Job, Site, autocast
 from lorasmith.starter.build.pool import UNET_SEEDS, Pictures, Row, renders
 from lorasmith.starter.build.tokenizer import MAX_TOKENS, write_tokenizer
 from lorasmith.starter.build.vae import FACTOR, LATENT_CHANNELS, latent_means, sigma_of
-from lorasmith.starter.renderer import SEEN_KINDS, Truth, caption
+from lorasmith.starter.renderer import SEEN_KINDS, Truth, article, background_phrase, caption
 
 # Stable Diffusion v1.5's noise schedule.
 SCHEDULE: dict[str, Any] = {
@@ -27,7 +27,7 @@ SCHEDULE: dict[str, Any] = {
 MIN_SNR_GAMMA = 5.0
 NOISE_OFFSET = 0.1  # without it flat black and white backgrounds come out grey
 CAPTION_DROPOUT = 0.1
-WORDINGS = 4  # captions drawn for each picture
+WORDINGS = 5  # captions drawn for each picture, one of which says little, as people do who prompt
 
 
 def make_unet() -> UNet2DConditionModel:
@@ -91,20 +91,21 @@ def encode(vae: AutoencoderKL, pictures: Pictures) -> Tensor:
 
 
 def wordings(row: Row, seed: int) -> list[str]:
-    """Return several true captions for a picture."""
+    """Return several true captions for a picture; the last names no colours, and half of the time no background."""
     rng = np.random.default_rng(seed)
     truth = Truth(
         str(row["kind"]), str(row["main"]), str(row["second"]), str(row["background"]), str(row["background_colour"]),
         bool(row["blossom"]), np.zeros((0, 0), np.uint8),
     )  # fmt: skip
-    return [caption(rng, truth) for _ in range(WORDINGS)]
+    short = article(truth.kind) + (f" {background_phrase(rng, truth)}" if rng.random() < 0.5 else "")
+    return [*(caption(rng, truth) for _ in range(WORDINGS - 1)), short]
 
 
 def _prepared(site: Site, tokenizer: Any, vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
     """Return latents, (N, 2, C, h, w), and tokens, (N, WORDINGS, T); from disk if they were made before."""
     file = site.work / "unet-latents.pt"
     if not file.exists():
-        count = 60_000 if site.device.type == "cuda" else 24_000
+        count = 60_000 if site.device.type == "cuda" else 36_000
         drawn, rows = renders(site.work, "unet", UNET_SEEDS, count, kinds=SEEN_KINDS, workers=site.workers)
         texts = [text for i, row in enumerate(rows) for text in wordings(row, UNET_SEEDS + i)]
         encoded = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
@@ -124,7 +125,7 @@ def train_unet(site: Site, minutes: float | None, deadline: float, vae: Autoenco
     gpu = device.type == "cuda"
     if not gpu:
         model.unet.set_attn_processor(AttnProcessor())  # torch's fused attention is slow backward on a CPU
-    count = 256 if gpu else 16
+    count = 256 if gpu else 32
     job = Job("unet", model, site.work, minutes, deadline, learning_rate=1.2e-3 if gpu else 8e-4, ema_decay=0.999)
     if job.idle:
         return job
