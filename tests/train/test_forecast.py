@@ -250,6 +250,22 @@ def test_gradient_checkpointing_is_on_only_where_it_is_needed(sd: StableDiffusio
     assert kept.train.gradient_checkpointing is False
 
 
+def test_pictures_to_preserve_cost_a_pass_of_the_base(
+    sd: StableDiffusion, make_recipe: MakeRecipe, folders: list[Path]
+) -> None:
+    recipe = make_recipe(data={"preserve": (folders[1],)})
+    training = read_dataset(folders[:1], preserve=folders[1:]).examples
+    # of two classes, and of six and three pictures
+    assert [forecast_module._preserved(training, balanced) for balanced in (True, False)] == [0.5, 1 / 3]
+    usual = estimator(sd).machine
+    times = [
+        Estimator(sd, 32, replace(AMOUNTS, preserved=share), usual).seconds(recipe)["training"]
+        for share in (0.0, 0.25, 0.5)
+    ]
+    assert times[0] < times[1] < times[2] < 1.5 * times[0]
+    assert times[2] - times[0] == pytest.approx(2 * (times[1] - times[0]))
+
+
 def test_time_goes_with_the_work(sd: StableDiffusion, make_recipe: MakeRecipe) -> None:
     estimate = estimator(sd)
     recipe = make_recipe(train={"steps": 100, "save_every": 20})

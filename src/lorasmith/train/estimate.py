@@ -43,13 +43,17 @@ CLOSE = 0.9  # of the memory there is: more is used only with a warning
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much there is to do: pictures trained on and held out, distinct captions, samples drawn at each look."""
+    """How much there is to do: pictures trained on and held out, distinct captions, samples drawn at each look.
+
+    ``preserved`` is the share of the pictures of a step that the base answers too.
+    """
 
     training: int
     held_out: int
     captions: int
     samples: int
     seconds_to_read: float = 0.0
+    preserved: float = 0.0
 
 
 class Estimator:
@@ -143,9 +147,10 @@ class Estimator:
         drawn += amounts.samples * (vae(costs.decoding) + 2 * unet(costs.caption))
         asked = strata(amounts.held_out) * amounts.held_out
         validated = math.ceil(asked / (2 * settings.batch)) * unet(costs.validation) if asked else 0.0
+        a_pass = unet(costs.step) + (amounts.preserved / 2 * unet(costs.validation) if amounts.preserved else 0.0)
         return {
             "encoding": encoded + captions * unet(costs.caption),
-            "training": settings.steps * (settings.accumulation * unet(costs.step) + optimizer),
+            "training": settings.steps * (settings.accumulation * a_pass + optimizer),
             "validation": looks * validated,
             "samples": looks * drawn,
             "checkpoints": saves * 3 * costs.adapter / _DISK,

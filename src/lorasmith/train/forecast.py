@@ -185,7 +185,14 @@ def _amounts(
     captions = {example.caption for example in (*training, *held_out)} | {""}
     samples = sample_requests(recipe.samples, training, size)
     training_, held, texts, drawn = (ranks.largest_share(len(x)) for x in (training, held_out, captions, samples))
-    return Amounts(training_, held, texts, drawn, _seconds_to_read(training, size))
+    preserved = _preserved(training, recipe.data.balance == "class")
+    return Amounts(training_, held, texts, drawn, _seconds_to_read(training, size), preserved)
+
+
+def _preserved(training: Sequence[Example], balanced: bool) -> float:
+    """Return the share of pictures to preserve in what is drawn."""
+    which = list({e.label: e.preserved for e in training}.values()) if balanced else [e.preserved for e in training]
+    return sum(which) / len(which) if which else 0.0
 
 
 def _seconds_to_read(examples: Sequence[Example], size: int) -> float:
