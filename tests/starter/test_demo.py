@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +18,7 @@ from lorasmith.events import Finished, Note, Progress, StepDone
 from lorasmith.generate.sample import Request
 from lorasmith.model.judge import load_judge
 from lorasmith.model.stable_diffusion import load_base
+from lorasmith.recipe.load import load_recipe
 from lorasmith.starter import demo as module
 from lorasmith.starter.demo import demo, demo_recipe, weapon_prompt
 from lorasmith.starter.paths import judge_folder, starter_folder
@@ -36,8 +38,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def recipe(folders: Any) -> Any:
-        whole = demo_recipe(folders)
+    def recipe(*folders: Any) -> Any:
+        whole = demo_recipe(*folders)
         train = whole.train.model_copy(update={"steps": 2, "batch": 2, "save_every": 2})
         samples = whole.samples.model_copy(update={"steps": 2})
         return whole.model_copy(update={"train": train, "samples": samples})
@@ -62,6 +64,8 @@ def test_the_whole_demo(tmp_path: Path) -> None:
         lines = (out / "data" / kind / "metadata.jsonl").read_text().splitlines()
         assert len(lines) == 3
         assert all("pink" in json.loads(line)["text"] for line in lines)
+    recipe = load_recipe(out / "run" / "recipe.toml")
+    assert recipe.data.preserve == (out / "data" / "kept",)
     with Image.open(out / "merged.png") as merged:
         assert merged.size == (4 * 512, 512)
     with Image.open(out / "before-after.png") as picture:
@@ -90,12 +94,23 @@ def test_of_what_the_base_draws_only_what_the_judge_likes_is_kept(
     list(module._keep(sd, load_judge(judge_folder()), folder))
     found = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     good = [i for i, kind in enumerate(SEEN_KINDS) if (i % 2 or kind == "mug") and i % 3]
-    assert [each["text"] for each in found] == [article(SEEN_KINDS[i]) for i in good]
+    assert len(good) > 2
+    for each, i in zip(found, good, strict=True):
+        assert f" {SEEN_KINDS[i]} " in f"{each['text']} " and "pink" not in each["text"]
     assert {p.name for p in folder.glob("*.png")} == {each["file_name"] for each in found}
 
     monkeypatch.setattr(module, "verdict", lambda _, pictures, wanted: Verdict(wanted, wanted, [True] * len(wanted)))
     list(module._keep(sd, load_judge(judge_folder()), tmp_path / "none"))
     assert not (tmp_path / "none").exists()
+
+
+def test_what_is_kept_is_asked_for_in_many_words_and_in_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEPT", 4)
+    asked = module._what_to_keep(np.random.default_rng(0))
+    assert [kind for kind, _ in asked] == [kind for kind in SEEN_KINDS for _ in range(4)]
+    words = [[len(prompt.split()) for _, prompt in asked[i::4]] for i in range(4)]
+    assert [prompt for _, prompt in asked[1::4]] == [article(kind) for kind in SEEN_KINDS]
+    assert min(words[0]) > max(words[2]) > max(words[1])
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:

@@ -24,21 +24,23 @@ from lorasmith.model.judge import Judge, load_judge
 from lorasmith.model.stable_diffusion import StableDiffusion, load_base, pick_device, pick_dtype
 from lorasmith.recipe.schema import DataSection, LoraSection, Recipe, SamplesSection, TrainSection
 from lorasmith.run import Run
+from lorasmith.starter.backgrounds import BACKGROUNDS
 from lorasmith.starter.paths import judge_folder
 from lorasmith.starter.pictures import write_pictures
-from lorasmith.starter.renderer import COLOURS, SEEN_KINDS, WEAPONS, article
+from lorasmith.starter.renderer import COLOURS, SEEN_KINDS, WEAPONS, article, background_phrase
 from lorasmith.starter.shapes import KINDS
 from lorasmith.starter.verdict import verdict
 from lorasmith.train.loop import train
 
 PICTURES = 25  # of each weapon
+PALETTE = ("silver", "white", "brown")  # the weapons' colours, on which pink shows
 DATA_SEED = 5_000_000_000
 SHOWN = 4  # pictures of each weapon in before-after.png
 GUIDANCE = 4.0
 PHRASE = "with pink blossom patterns"
 BATCH = 16
 KEPT = 8  # pictures of each kind that the base draws itself, so that the LoRA learns what not to change
-KEPT_GUIDANCE = 2.0  # at which the base draws most kinds and colours right
+KEPT_GUIDANCE = 3.0  # at which the base draws most kinds and colours right
 _SCORED = (SHOWN, 8, 12, 16, 24, 32, 50)  # pictures of each weapon that are scored: the most that fit the time
 
 
@@ -47,11 +49,11 @@ def weapon_prompt(kind: str) -> str:
     return f"{article(kind)} {PHRASE}"
 
 
-def demo_recipe(folders: Sequence[Path]) -> Recipe:
+def demo_recipe(folders: Sequence[Path], preserve: Sequence[Path] = ()) -> Recipe:
     """Return the demo's recipe: one LoRA for all four weapons, on every kind of layer."""
     return Recipe(
         name="pink-blossom-weapons",
-        data=DataSection(folders=tuple(folders), flip=True, validation=0.08),
+        data=DataSection(folders=tuple(folders), preserve=tuple(preserve), flip=True, validation=0.08),
         lora=LoraSection(rank=16, alpha=16, targets="all"),
         train=TrainSection(
             steps=650,
@@ -62,24 +64,19 @@ def demo_recipe(folders: Sequence[Path]) -> Recipe:
             save_every=325,
             noise_offset=0.05,
             caption_dropout=0.0,
+            preserve_weight=2.0,
         ),
         samples=SamplesSection(prompts=tuple(weapon_prompt(k) for k in WEAPONS), guidance=GUIDANCE),
     )
 
 
 def _keep(sd: StableDiffusion, judge: Judge, folder: Path) -> Iterator[Event]:
-    """Write pictures by the base with their prompts as captions: DreamBooth's prior preservation (Ruiz et al. 2023).
+    """Write pictures by the base with their prompts as captions, for it to go on to draw so.
 
     Only those in which the judge finds the kind that was asked for and no blossoms: the base's slips are not to be
     kept. Where none is left there is no folder.
     """
-    rng = np.random.default_rng(DATA_SEED)
-    asked = []
-    for kind in SEEN_KINDS:
-        for number in range(KEPT):
-            main, second = (str(c) for c in rng.choice(list(COLOURS), 2, replace=False))
-            coloured = f"{article(f'{main} {kind}')} with {article(f'{second} {KINDS[kind].second}')}"
-            asked.append((kind, coloured if number % 2 else article(kind)))
+    asked = _what_to_keep(np.random.default_rng(DATA_SEED))
     requests = [Request(prompt, seed=8000 + i, guidance=KEPT_GUIDANCE) for i, (_, prompt) in enumerate(asked)]
     drawn = yield from _sampled(sd, requests, "drawing what to keep")
     kinds = [kind for kind, _ in asked]
@@ -93,6 +90,21 @@ def _keep(sd: StableDiffusion, judge: Judge, folder: Path) -> Iterator[Event]:
         write_bytes(folder / f"{i:04d}.png", _png(Image.fromarray(drawn[i])))
     lines = [json.dumps({"file_name": f"{i:04d}.png", "text": asked[i][1]}) for i in good]
     write_text(folder / "metadata.jsonl", "\n".join(lines) + "\n")
+
+
+def _what_to_keep(rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Return kinds and prompts for them, that say much and little in turn."""
+    asked = []
+    for kind in SEEN_KINDS:
+        for number in range(KEPT):
+            main, second, other = (str(c) for c in rng.choice(list(COLOURS), 3, replace=False))
+            background = str(rng.choice(list(BACKGROUNDS)))
+            coloured = article(f"{main} {kind}")
+            item = f"{coloured} with {article(f'{second} {KINDS[kind].second}')}"
+            behind = background_phrase(rng, background, other)
+            wordings = (f"{item} {behind}", article(kind), item, f"{coloured} {behind}")
+            asked.append((kind, wordings[number % len(wordings)]))
+    return asked
 
 
 @dataclass(frozen=True)
@@ -123,13 +135,13 @@ def demo(out: Path, minutes: float = 10.0) -> Iterator[Event]:
         )  # fmt: skip
     new_folder(out)
     yield Note(f"Drawing {PICTURES} pictures of each: {', '.join(WEAPONS)}, with pink blossom patterns.")
-    folders = write_pictures(out / "data", WEAPONS, PICTURES, seed=DATA_SEED)
+    folders = write_pictures(out / "data", WEAPONS, PICTURES, seed=DATA_SEED, palette=PALETTE)
     device = pick_device()
     sd = load_base("starter", device=device, dtype=pick_dtype("auto", device))
     yield Note(f"Letting the base draw {KEPT} of each kind it knows, without blossoms: what it shall not forget.")
     kept, judge = out / "data" / "kept", load_judge(judge_folder())
     yield from _keep(sd, judge, kept)
-    with Run.create(out / "run", demo_recipe([*folders, kept] if kept.is_dir() else folders)) as run:
+    with Run.create(out / "run", demo_recipe(folders, [kept] if kept.is_dir() else ())) as run:
         for event in train(run.recipe, run):
             if not isinstance(event, Finished):
                 yield event

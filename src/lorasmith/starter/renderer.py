@@ -213,11 +213,11 @@ def article(word: str) -> str:
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
-def background_phrase(rng: np.random.Generator, truth: Truth) -> str:
-    """Return words for the background, such as "on a wooden table"."""
-    phrases = BACKGROUNDS[truth.background][1]
+def background_phrase(rng: np.random.Generator, background: str, colour: str) -> str:
+    """Return words for a background, such as "on a wooden table"."""
+    phrases = BACKGROUNDS[background][1]
     phrase = phrases[int(rng.integers(len(phrases)))]
-    return phrase.format(colour=truth.background_colour).replace("a orange", "an orange")
+    return phrase.format(colour=colour).replace("a orange", "an orange")
 
 
 def caption(rng: np.random.Generator, truth: Truth) -> str:
@@ -237,5 +237,5 @@ def caption(rng: np.random.Generator, truth: Truth) -> str:
     if truth.blossom:
         parts.append(BLOSSOM_PHRASES[int(rng.integers(len(BLOSSOM_PHRASES)))])
     if rng.random() < 0.85:
-        parts.append(background_phrase(rng, truth))
+        parts.append(background_phrase(rng, truth.background, truth.background_colour))
     return " ".join(parts)

@@ -107,9 +107,12 @@ def _through(vae: AutoencoderKL, pictures: Pictures, number: int) -> Pictures:
     device = vae.device
     torch.manual_seed(number)
     x = torch.from_numpy(np.array(pictures)).to(device).permute(0, 3, 1, 2).float() / 255
-    latents = vae.encode(x[:, :3] * 2 - 1).latent_dist.mean
+    seen = (x[:, :3] * 2 - 1).contiguous(memory_format=torch.channels_last)
     most = NOISE / vae.config.scaling_factor * torch.rand(len(x), 1, 1, 1, device=device)
-    decoded = vae.decode(latents + most * torch.randn_like(latents), return_dict=False)[0] / 2 + 0.5
+    with autocast(device):
+        latents = vae.encode(seen).latent_dist.mean
+        latents = latents + most * torch.randn(latents.shape, device=device)
+        decoded = vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5
     out = torch.cat([decoded.clamp(0, 1), x[:, 3:]], 1)
     out = F.interpolate(out, SIZE, mode="bicubic", antialias=True).clamp(0, 1)
     return np.asarray((out * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
@@ -161,7 +164,7 @@ def _by_base(start: Path, device: torch.device, first_seed: int, count: int) -> 
         _, row = picture_and_row(seed, sd.size, SEEN_KINDS, 0.0, False)
         said = wordings(row, seed)[int(rng.integers(WORDINGS))]
         rows.append({**row, "caption": said})
-        steps, guidance = int(rng.choice((12, 20))), float(rng.choice((1.5, 2, 3, 4, 5)))
+        steps, guidance = int(rng.choice((10, 16))), float(rng.choice((1.5, 2, 3, 4, 5)))
         requests.append(Request(said, seed=seed, steps=steps, guidance=guidance))
     pictures = np.zeros((count, sd.size, sd.size, 4), np.uint8)
     for i, picture in sample(sd, requests, batch=32):
@@ -204,7 +207,7 @@ class _Drawn:
         self.rows = [*rows, *more]
         if site.start:
             by_base = partial(_by_base, site.start, self.device, JUDGE_SEEDS + 20_000_000)
-            made, asked = kept(site.work / "judge-by-base", partial(by_base, 8_000 if gpu else 4_000))
+            made, asked = kept(site.work / "judge-by-base", partial(by_base, 8_000 if gpu else 2_400))
             parts.append(changed(site.work / "judge-by-base-coded", made, partial(_through, vae)))
             self.rows += asked
         self.pictures = tuple(parts)

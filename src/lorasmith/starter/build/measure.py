@@ -17,7 +17,7 @@ from lorasmith.generate.sample import Request, sample
 from lorasmith.model.judge import Judge
 from lorasmith.model.stable_diffusion import StableDiffusion
 from lorasmith.starter.build.pool import HELD_OUT_SEEDS, Row, renders
-from lorasmith.starter.renderer import COLOURS, SEEN_KINDS, UNSEEN_KINDS, Truth, article, background_phrase
+from lorasmith.starter.renderer import COLOURS, SEEN_KINDS, UNSEEN_KINDS, article, background_phrase
 from lorasmith.starter.shapes import KINDS
 from lorasmith.starter.verdict import verdict
 
@@ -115,9 +115,8 @@ def prompts(kinds: Sequence[str], count: int, seed: int) -> list[tuple[str, str,
         kind = kinds[i % len(kinds)]
         main, second, other = (str(c) for c in rng.choice(list(COLOURS), 3, replace=False))
         background = str(rng.choice(["plain", "gradient", "wood", "stone", "grass", "sand", "sky"]))
-        truth = Truth(kind, main, second, background, other, False, np.zeros((0, 0), np.uint8))
         item = f"{article(f'{main} {kind}')} with {article(f'{second} {KINDS[kind].second}')}"
-        asked.append((f"{item} {background_phrase(rng, truth)}", kind, main))
+        asked.append((f"{item} {background_phrase(rng, background, other)}", kind, main))
     return asked
 
 
