@@ -53,4 +53,5 @@ def test_the_guides_recipe_loads(tmp_path: Path) -> None:
 def test_the_guides_settings_exist() -> None:
     for setting in re.findall(r"--set ([\w.]+)=", PAGES[0].read_text(encoding="utf-8")):
         values = {"name": "weapons", "train.steps": "1500", "data.flip": "true", "data.crop": "random"}
+        values["data.preserve"] = "['pictures/kept']"
         load_recipe(None, overrides=[f"{setting}={values[setting]}"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lorasmith.dataset.read import read_dataset
 from lorasmith.errors import LoraError, OutputError, RecipeError
 from lorasmith.events import Finished, PictureMade, Progress, Warned
 from lorasmith.generate.generate import generate, use_lora
@@ -60,6 +61,23 @@ def test_nothing_is_overwritten(sd: StableDiffusion, tmp_path: Path) -> None:
     list(generate(sd, REQUESTS, tmp_path))
     assert all(p.read_bytes() == data for p, data in before.items())
     assert len(list(tmp_path.iterdir())) == 7
+
+
+def test_captions_are_read_back_as_a_data_set(sd: StableDiffusion, tmp_path: Path) -> None:
+    out = tmp_path / "kept"
+    for _ in range(2):
+        list(generate(sd, REQUESTS, out, captions=True))
+    examples = read_dataset([out]).examples
+    prompts = {str(request.seed): request.prompt for request in REQUESTS}
+    assert len(examples) == 6
+    assert all(e.caption == prompts[e.path.stem.partition("-")[2]] for e in examples)
+
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "00000-10.txt").write_text("mine")
+    list(generate(sd, REQUESTS[:1], own, captions=True))
+    assert (own / "00000-10.txt").read_text() == "mine"
+    assert (own / "00001-10.png").exists()
 
 
 def test_patterns(sd: StableDiffusion, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from lorasmith.cli.options import load, parse_lora, picture_options, read_prompt
     show_default=True,
     help="File names; the fields are index, seed, steps, guidance, sampler and prompt.",
 )
+@click.option("--captions", is_flag=True, help="Also write each prompt into a .txt file beside its picture.")
 @picture_options
 def command(
     prompts: tuple[str, ...],
@@ -30,6 +31,7 @@ def command(
     count: int,
     out: Path,
     pattern: str,
+    captions: bool,
     base: str,
     vae: str | None,
     weights: Any,
@@ -55,6 +57,7 @@ def command(
       lorasmith generate --prompt "a red axe on a wooden table" --out pictures
       lorasmith generate --lora runs/axe-001/lora.safetensors:0.8 --prompt "an axe" --count 8 --out pictures
       lorasmith generate --base models/stable-diffusion-v1-5 --prompts prompts.txt --sampler euler-a --out pictures
+      lorasmith generate --prompt "a sword" --prompt "a red hammer" --count 8 --captions --out kept
     """
     texts = read_prompts(prompts, file)
     named = [parse_lora(text) for text in loras]
@@ -70,4 +73,4 @@ def command(
         for number in range(count)
     ]
     sd = load(base, device, precision, vae=vae, weights=weights)
-    show(generate(sd, requests, out, pattern=pattern, loras=used, batch=batch), as_json=as_json)
+    show(generate(sd, requests, out, pattern=pattern, loras=used, batch=batch, captions=captions), as_json=as_json)

@@ -67,6 +67,7 @@ def generate(
     pattern: str = PATTERN,
     loras: Sequence[UsedLora] = (),
     batch: int = 4,
+    captions: bool = False,
 ) -> Iterator[Event]:
     """Draw ``requests`` into PNG files under ``out`` that say how they were made.
 
@@ -77,6 +78,7 @@ def generate(
         pattern: of the names without ".png", with fields such as ``{index:05d}``, ``{seed}`` and ``{prompt}``.
         loras: fused while drawing; afterwards the base has its own weights again.
         batch: pictures at once; see ``sample``.
+        captions: write each picture's prompt into a .txt file beside it too, as trainers read captions.
 
     Yields:
         Warned for each prompt that is longer than the text encoder reads, Progress and PictureMade for each picture,
@@ -107,6 +109,8 @@ def generate(
             data = png_bytes(picture, text)
             while not write_new(paths[i], data):  # another process took the name meanwhile
                 paths[i] = _free_paths([request], out, pattern, len(requests) + i)[0]
+            if captions:
+                write_new(paths[i].with_suffix(".txt"), f"{request.prompt}\n".encode())
             yield PictureMade(paths[i], request.prompt, request.seed)
             yield Progress("generate", done, len(requests))
     seconds = (time.perf_counter() - began) / max(len(requests), 1)
@@ -150,8 +154,12 @@ def _free_paths(requests: Sequence[Request], out: Path, pattern: str, index: int
     """Return a free name for each request, with growing indices from ``index``."""
     paths: list[Path] = []
     for request in requests:
-        while (path := out / f"{_file_name(pattern, request, index)}.png").exists():
+        while _is_taken(path := out / f"{_file_name(pattern, request, index)}.png"):
             index += 1
         paths.append(path)
         index += 1
     return paths
+
+
+def _is_taken(path: Path) -> bool:
+    return path.exists() or path.with_suffix(".txt").exists()
