@@ -20,6 +20,7 @@ import numpy.typing as npt
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from lorasmith.dataset.finding import KINDS, shown
+from lorasmith.dataset.png_chunks import png_damage
 from lorasmith.errors import DataError
 from lorasmith.files import sha256_file
 
@@ -29,6 +30,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 Picture = npt.NDArray[np.uint8]
 
 _BAND = 4_000_000  # pixels that are converted at once
+_LARGE = 8_000_000  # pixels that take longer to decode than a file takes to be looked through
 MAX_PIXELS = 120_000_000  # a 108-megapixel phone passes; 8 bits of RGB are then 360 MB
 WHOLE_PIXELS = 45_500_000  # in a format that has to be decoded whole; a 45-megapixel camera passes
 SUFFIXES = frozenset(
@@ -172,6 +174,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
             _refuse_huge(image, name, path)
             if image.format in _ANIMATED and getattr(image, "is_animated", False):
                 raise PictureError("animated", f"{name} is an animation.", path)
+            _refuse_damaged_png(image, name, path)
             yield image
     except PictureError:
         raise
@@ -185,6 +188,12 @@ def _refuse_huge(image: Image.Image, name: str, path: Path) -> None:
         size = f"{image.width} x {image.height} pixels, {image.width * image.height / 1e6:,.0f} million"
         limit = f"{most / 1e6:,.0f} million are the limit for {image.format}"
         raise PictureError("too-many-pixels", f"{name} says it has {size}; {limit}.", path)
+
+
+def _refuse_damaged_png(image: Image.Image, name: str, path: Path) -> None:
+    """Refuse a large PNG file that is not whole before a second is spent on its pixels."""
+    if image.format == "PNG" and image.width * image.height > _LARGE and (damage := png_damage(path)):
+        raise PictureError("damaged-picture", f"{name} is damaged or cut short: {damage}.", path)
 
 
 def _picture_error(error: Exception, name: str, path: Path) -> PictureError:

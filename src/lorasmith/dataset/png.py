@@ -7,7 +7,6 @@ something more in it than pixels, is left to Pillow, which then also says what i
 from __future__ import annotations
 
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ _MODES = {"RGB": ("rgb", 2), "RGBA": ("rgba", 6)}  # with what the header calls 
 # What may stand beside the pixels without changing them; all of it is before them, where Pillow has read it by now.
 _HARMLESS = frozenset((b"IHDR", b"gAMA", b"sRGB", b"cHRM", b"pHYs", b"iCCP", b"tEXt", b"tIME", b"bKGD", b"sBIT"))
 _TURNING = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # entries that may say how it is turned
-_LARGE = 8_000_000  # pixels
 _TO_SPARE = 1 << 16  # bytes that a file may have beside 4 for each pixel
 
 
@@ -43,8 +41,7 @@ def plain_pixels(image: Image.Image, path: Path) -> tuple[Picture, bytes] | None
         if path.stat().st_size > 4 * image.width * image.height + _TO_SPARE:
             return None
         data = path.read_bytes()
-        # A large one that is damaged at its end should not be decoded twice; for small ones that is not worth looking.
-        if not _is_plain(data, how[1], image.width * image.height > _LARGE):
+        if not _is_plain(data, how[1]):
             return None
         pixels = np.asarray(decode_image_png_u8(data, (image.height, image.width), how[0]))
     except Exception:  # a decoder fed with hostile bytes raises nearly anything, and Pillow will say what it is
@@ -52,19 +49,14 @@ def plain_pixels(image: Image.Image, path: Path) -> tuple[Picture, bytes] | None
     return pixels, data
 
 
-def _is_plain(data: bytes, colour: int, summed: bool) -> bool:
-    """Return whether a file is 8 bits deep, not interlaced, of the colour type, and ends after its pixels.
-
-    With ``summed`` its checksums must be right too.
-    """
+def _is_plain(data: bytes, colour: int) -> bool:
+    """Return whether a file is 8 bits deep, not interlaced, of the colour type, and ends after its pixels."""
     if data[:8] != _BEGIN or data[24:29] != bytes((8, colour, 0, 0, 0)):
         return False
-    place, before, view = 8, True, memoryview(data)
+    place, before = 8, True
     while place + 8 <= len(data):
         size, name = struct.unpack_from(">I4s", data, place)
         place += 12 + size
-        if summed and zlib.crc32(view[place - size - 8 : place - 4]) != int.from_bytes(data[place - 4 : place], "big"):
-            return False
         if name == b"IDAT":
             before = False
         elif name == b"IEND":

@@ -23,9 +23,9 @@ _HEAD = """# What `lorasmith check` finds
 `check` looks at every picture and caption, before any model is loaded, and changes nothing. It prints a summary and
 writes `findings.json`, for machines, and `check.html`, one page with thumbnails, into `lorasmith-check` or the folder
 after `--out`. The exit code is 0 when there are no errors, 1 when there are, and 2 when it could not run.
-A second run reads from a cache what has not changed: 400 pictures of 1 megapixel took 13 to 16 s on two cores without
-AVX-512, half of them textures that are hard to tell from writing, and 1.6 s the second time
-([measured](../benchmarks/results/check-speed.md)).
+A second run reads from a cache what has not changed: 400 pictures of 1 megapixel, half of them textures that are hard
+to tell from writing, took 6 s on two cores with AVX-512 and 0.5 s the second time
+([measured](../benchmarks/results/check-speed.md)); on two older cores 13 to 16 s and 1.6 s.
 
 It understands, alone and mixed: `metadata.jsonl`, `.csv` and `.parquet` (Hugging Face ImageFolder; Parquet needs
 pyarrow), `.txt` and `.caption` files beside the pictures, kohya's `10_name` folders, plain folders of pictures (the
