@@ -185,8 +185,8 @@ def opened(path: Path) -> Iterator[Image.Image]:
 def _refuse_huge(image: Image.Image, name: str, path: Path) -> None:
     most = MAX_PIXELS if image.format in _SCALABLE else WHOLE_PIXELS
     if image.width * image.height > most:
-        size = f"{image.width} x {image.height} pixels, {image.width * image.height / 1e6:,.0f} million"
-        limit = f"{most / 1e6:,.0f} million are the limit for {image.format}"
+        size = f"{image.width} x {image.height} pixels, {image.width * image.height / 1e6:,.1f} million"
+        limit = f"{most / 1e6:g} million are the limit for {image.format}"
         raise PictureError("too-many-pixels", f"{name} says it has {size}; {limit}.", path)
 
 
