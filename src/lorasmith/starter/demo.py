@@ -135,7 +135,7 @@ def demo(out: Path, minutes: float = 10.0) -> Iterator[Event]:
         )  # fmt: skip
     new_folder(out)
     yield Note(f"Drawing {PICTURES} pictures of each: {', '.join(WEAPONS)}, with pink blossom patterns.")
-    folders = write_pictures(out / "data", WEAPONS, PICTURES, seed=DATA_SEED, palette=PALETTE)
+    folders = write_pictures(out / "data", WEAPONS, PICTURES, seed=DATA_SEED, palette=PALETTE, brief=True)
     device = pick_device()
     sd = load_base("starter", device=device, dtype=pick_dtype("auto", device))
     yield Note(f"Letting the base draw {KEPT} of each kind it knows, without blossoms: what it shall not forget.")

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from lorasmith.files import new_folder, write_bytes, write_text
-from lorasmith.starter.renderer import COLOURS, render
+from lorasmith.starter.renderer import BLOSSOM_PHRASES, COLOURS, Truth, article, render
 
 
 def write_pictures(
@@ -22,6 +22,7 @@ def write_pictures(
     size: int = 128,
     blossom: float = 1.0,
     palette: Sequence[str] = tuple(COLOURS),
+    brief: bool = False,
 ) -> tuple[Path, ...]:
     """Write ``count`` pictures of each kind into a folder named after it and return those folders.
 
@@ -33,6 +34,7 @@ def write_pictures(
         size: width and height in pixels.
         blossom: the probability that an item bears pink blossoms.
         palette: the colours of items to choose two from.
+        brief: let every second caption name the kind and the blossoms alone, as short prompts do.
 
     Raises:
         OutputError: they cannot be written.
@@ -46,7 +48,13 @@ def write_pictures(
             name, stream = f"{index:04d}.png", BytesIO()
             Image.fromarray(drawn.image).save(stream, "PNG")
             write_bytes(home / name, stream.getvalue())
-            lines.append(json.dumps({"file_name": name, "text": drawn.caption}))
+            text = _brief(drawn.truth, index // 2) if brief and index % 2 else drawn.caption
+            lines.append(json.dumps({"file_name": name, "text": text}))
         write_text(home / "metadata.jsonl", "\n".join(lines) + "\n")
         folders.append(home)
     return tuple(folders)
+
+
+def _brief(truth: Truth, number: int) -> str:
+    phrase = f" {BLOSSOM_PHRASES[number % len(BLOSSOM_PHRASES)]}" if truth.blossom else ""
+    return article(truth.kind) + phrase
