@@ -93,7 +93,7 @@ def damaged_png(path: Path) -> None:
     """Write a PNG of which the last pixels' checksum is wrong."""
     large_png(path, LARGEST)
     data = bytearray(path.read_bytes())
-    data[-16] ^= 1  # the last byte of the checksum before the end
+    data[-16] ^= 1  # a byte of the checksum before the end
     path.write_bytes(data)
 
 

@@ -227,6 +227,17 @@ class _Drawn:
         return torch.from_numpy(place + first[which]).to(self.device), x
 
 
+def _heads_loss(
+    answers: Tensor, kind: Tensor, main: Tensor, second: Tensor, blossom: Tensor, coloured: Tensor
+) -> Tensor:
+    """Return the loss of the linear heads' answers, (N, kinds + 2 colours + 1); colours count where ``coloured``."""
+    k, c = len(_KINDS), len(_COLOURS)
+    a, b, d, e = torch.split(answers, [k, c, c, 1], dim=1)
+    colours = F.cross_entropy(b[coloured], main[coloured]) + F.cross_entropy(d[coloured], second[coloured])
+    flowers = F.binary_cross_entropy_with_logits(e.squeeze(1), blossom.float())
+    return F.cross_entropy(a, kind) + 0.5 * colours + flowers
+
+
 def train_judge(site: Site, minutes: float | None, deadline: float, vae: AutoencoderKL) -> Job:
     """Train the judge for its budget, or go on with it; ``vae`` has learned its decoder by now."""
     work, device = site.work, site.device
@@ -286,12 +297,7 @@ def train_judge(site: Site, minutes: float | None, deadline: float, vae: Autoenc
         match = scale * picture[:half] @ said.T
         own = torch.arange(half, device=device)
         value = value + 0.25 * (F.cross_entropy(match, own) + F.cross_entropy(match.T, own))
-        a, b, d, e = torch.split(answers, [k, c, c, 1], dim=1)
-        value = value + F.cross_entropy(a, kind)
-        value = value + 0.5 * (
-            F.cross_entropy(b[coloured], main[coloured]) + F.cross_entropy(d[coloured], second[coloured])
-        )
-        value = value + F.binary_cross_entropy_with_logits(e.squeeze(1), blossom.float())
+        value = value + _heads_loss(answers, kind, main, second, blossom, coloured)
         return value + 2 * F.binary_cross_entropy_with_logits(found, covered), count
 
     job.run(loss, site.say)
