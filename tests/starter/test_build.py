@@ -30,6 +30,7 @@ from lorasmith.starter.build.vae import (
     latent_means,
     make_vae,
     sigma_of,
+    strayed,
     train_vae,
     transform,
 )
@@ -150,19 +151,39 @@ def test_pictures_are_encoded_as_the_vae_encodes_them_and_their_mirror_images(wr
     torch.testing.assert_close(encode(vae, pictures).float(), expected, rtol=0, atol=0.03)
 
 
-def test_a_build_goes_on_with_the_vae_it_starts_from_and_trains_its_decoder_alone(tmp_path: Path) -> None:
-    small_vae().save_pretrained(tmp_path / "start" / "starter" / "vae")
+@pytest.mark.parametrize("written", [True, False])
+def test_a_build_goes_on_with_the_vae_it_starts_from(tmp_path: Path, written: bool) -> None:
+    vae = make_vae() if written else small_vae()
+    vae.save_pretrained(tmp_path / "start" / "starter" / "vae")
     site = Site(tmp_path, torch.device("cpu"), 1, lambda _: None, tmp_path / "start")
-    before = small_vae().state_dict()
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("lorasmith.starter.build.vae._batches", lambda _: lambda whole, step: torch.zeros(2, 3, 32, 32))
+        pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        patched.setattr("lorasmith.starter.build.vae._batches", lambda _: lambda whole, step: pictures)
         job = train_vae(site, 0.001, math.inf)
     assert job.finished
     assert isinstance(job.model, AutoencoderKL)
-    assert (job.model.config.latent_channels, sigma_of(job.model)) == (5, SIGMA * SCALING / 2)
-    moved = {name for name, value in job.model.state_dict().items() if not torch.equal(value, before[name])}
-    assert moved
-    assert all(name.startswith(("decoder.", "post_quant_conv.")) for name in moved)
+    moved = {name.partition(".")[0] for name, v in job.model.state_dict().items() if not torch.equal(v, before[name])}
+    assert moved == {"decoder", "post_quant_conv"} | (set() if written else {"encoder", "quant_conv"})
+    with torch.no_grad():
+        latents = job.model.encode(pictures).latent_dist
+    torch.testing.assert_close(latents.std, torch.full_like(latents.std, sigma_of(job.model)))
+    assert sigma_of(job.model) * job.model.config.scaling_factor == pytest.approx(SIGMA * SCALING)
+
+
+def test_a_quiet_channel_may_stray_further_than_a_loud_one_and_none_may_shout() -> None:
+    before = torch.randn(64, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.1, 0.01]).view(
+        1, 3, 1, 1
+    )
+    assert strayed(before, before) < 0.02  # the first one's power is not quite 1
+
+    def after(channel: int, factor: float) -> float:
+        now = before.clone()
+        now[:, channel] = -factor * now[:, channel]
+        return float(strayed(now, before) - strayed(before, before))
+
+    assert after(0, 0.9) > 500 * after(1, 0.9) > 250_000 * after(2, 0.9) > 0
+    assert after(1, 20.0) > 0.9  # power 4, where 1 is allowed
 
 
 def test_what_was_changed_is_kept(tmp_path: Path) -> None:

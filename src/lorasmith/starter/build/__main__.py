@@ -85,6 +85,7 @@ class Build:
         site = Site(self.work, self.device, self.options.workers, say, self.options.start)
         jobs: dict[str, Job] = {}
         vae = jobs["vae"] = train_vae(site, self.minutes("vae"), self.deadline("vae"))
+        vae.use_average()  # which is what ships, so the others are to learn on its latents
         assert isinstance(vae.model, AutoencoderKL)
         jobs["judge"] = train_judge(site, self.minutes("judge"), self.deadline("judge"), vae.model)
         jobs["unet"] = train_unet(site, self.minutes("unet"), self.deadline("unet"), vae.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,17 @@ def wordings(row: Row, seed: int) -> list[str]:
     return [*(caption(rng, truth) for _ in range(WORDINGS - 1)), short]
 
 
+def _fingerprint(model: nn.Module) -> str:
+    """Return a few digits that change with the weights."""
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]
+
+
 def _prepared(site: Site, tokenizer: Any, vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
     """Return latents, (N, 2, C, h, w), and tokens, (N, WORDINGS, T); from disk if they were made before."""
-    file = site.work / "unet-latents.pt"
+    file = site.work / f"unet-latents-{_fingerprint(vae.encoder)}.pt"
     if not file.exists():
         count = 60_000 if site.device.type == "cuda" else 36_000
         drawn, rows = renders(site.work, "unet", UNET_SEEDS, count, kinds=SEEN_KINDS, workers=site.workers)
@@ -129,7 +138,7 @@ def train_unet(site: Site, minutes: float | None, deadline: float, vae: Autoenco
     gpu = device.type == "cuda"
     if not gpu:
         model.unet.set_attn_processor(AttnProcessor())  # torch's fused attention is slow backward on a CPU
-    count = 256 if gpu else 32
+    count = 256 if gpu else 64
     job = Job("unet", model, site.work, minutes, deadline, learning_rate=1.2e-3 if gpu else 8e-4, ema_decay=0.999)
     if job.idle:
         return job

@@ -5,8 +5,9 @@ three chroma coefficients. Nothing has to be learned for that, so the latents ar
 UNet can be trained before, after or beside the decoder. On renders with blossoms the sixteen coefficients alone hold
 30.6 dB; the trained encoder of factor 8 with as many channels that ships, with its decoder, reaches 26.7.
 
-A build that starts from finished models keeps their encoder, whatever its shape, so that their UNet stays right, and
-trains the decoder on.
+A build that starts from finished models trains their decoder on, and their encoder with it if it was trained before.
+That one is held to what it said when the build began, each channel as firmly as it spoke loudly, so that the UNet need
+not learn anew, while channels that said next to nothing are free to say more. The UNet has to be trained afterwards.
 
 The transform is written into the weights of a stock ``AutoencoderKL`` (see ``write_transform``), so that any program
 that loads Stable Diffusion's VAE loads this one.
@@ -40,6 +41,7 @@ CHROMA_KEPT = 3
 FOUND = (2.69, 0.534, 0.532, 0.229, 0.254, 0.263, 0.139, 0.13, 0.159, 0.172, 1.734, 0.297, 0.289, 1.001, 0.195, 0.192)
 GIVEN = (1.0, 0.6, 0.6, 0.45, 0.45, 0.45, 0.35, 0.35, 0.35, 0.35, 1.0, 0.5, 0.5, 1.0, 0.5, 0.5)
 SCALING = 1 / math.sqrt(sum(g * g for g in GIVEN) / len(GIVEN))  # brings the latents' variance to 1
+HOLD = 0.3  # weight of the squared distance between an encoder's latents and those it began with
 STEADY = 32.0  # the constant beside which group normalisation hardly notices a coefficient
 
 
@@ -119,9 +121,17 @@ def write_transform(vae: AutoencoderKL) -> None:
         for k, channel in ((2 * group, at + 2), (2 * group + 1, at + 4)):
             widest.weight[channel, k, 0, 0], widest.weight[channel + 1, k, 0, 0] = 1, -1
             encoder.conv_out.weight[k, channel, 1, 1], encoder.conv_out.weight[k, channel + 1, 1, 1] = back, -back
-    encoder.conv_out.bias[LATENT_CHANNELS:] = 2 * math.log(SIGMA)
-    for i in range(2 * LATENT_CHANNELS):
+    for i in range(LATENT_CHANNELS):
         vae.quant_conv.weight[i, i, 0, 0] = 1
+    _spread(vae, SIGMA)
+
+
+@torch.no_grad()
+def _spread(vae: AutoencoderKL, sigma: float) -> None:
+    """Let the encoder say ``sigma`` everywhere: what the decoder learns to bear, and nothing the loss asks about."""
+    channels = int(vae.config.latent_channels)
+    vae.quant_conv.weight[channels:] = 0
+    vae.quant_conv.bias[channels:] = 2 * math.log(sigma)
 
 
 def _clear(*layers: nn.Module | None) -> None:
@@ -132,12 +142,12 @@ def _clear(*layers: nn.Module | None) -> None:
 
 
 def picture_loss(out: Tensor, x: Tensor) -> Tensor:
-    """Return L1 on luma, three times L1 on chroma, half of L1 on gradients, and a little squared error."""
+    """Return L1 on luma, three times L1 on chroma, half of L1 on gradients, and about as much of squared error."""
     d = out - x
     luma = 0.299 * d[:, 0] + 0.587 * d[:, 1] + 0.114 * d[:, 2]
     chroma = (d[:, 0] - luma).abs().mean() + (d[:, 2] - luma).abs().mean()
     edges = d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
-    return luma.abs().mean() + 1.5 * chroma + 0.5 * edges + d.square().mean()
+    return luma.abs().mean() + 1.5 * chroma + 0.5 * edges + 8 * d.square().mean()
 
 
 def _batches(site: Site) -> Callable[[bool, int], Tensor]:
@@ -164,24 +174,45 @@ def _batches(site: Site) -> Callable[[bool, int], Tensor]:
     return batch
 
 
+def strayed(latents: Tensor, before: Tensor) -> Tensor:
+    """Return how far an encoder has strayed from what it said before; a number for a loss.
+
+    Args:
+        latents: what it says now, scaled to variance 1, (N, C, h, w).
+        before: what it said at the start.
+
+    The squared distance counts by channel, in proportion to the channel's power at the start. A channel whose power
+    exceeds 1 is called back.
+    """
+    power = before.square().mean((0, 2, 3))
+    moved = (latents - before).square().mean((0, 2, 3))
+    beyond = (latents.square().mean((0, 2, 3)) - torch.clamp(power, min=1)).clamp(min=0)
+    return (moved * power / power.max() + beyond).mean()
+
+
 def train_vae(site: Site, minutes: float | None, deadline: float) -> Job:
     """Train the decoder for its budget, or go on with it: crops at first, whole pictures in the last tenth."""
     vae = make_vae(site.start).to(site.device, memory_format=torch.channels_last)
-    vae.encoder.requires_grad_(False)
+    written = len(vae.config.block_out_channels) == 3  # the transform, which has nothing to learn
+    sigma, scaling = sigma_of(vae), float(vae.config.scaling_factor)
+    vae.encoder.requires_grad_(not written)
     vae.quant_conv.requires_grad_(False)
+    _spread(vae, sigma)
     job = Job("vae", vae, site.work, minutes, deadline, learning_rate=1e-3, ema_decay=0.998)
     if job.idle:
         return job
-    batch, sigma = _batches(site), sigma_of(vae)
+    batch = _batches(site)
+    first = make_vae(site.start).to(site.device, memory_format=torch.channels_last)
 
     def loss(fraction: float, step: int) -> tuple[Tensor, int]:
         x = batch(fraction > 0.9, step)
         torch.manual_seed(step)
-        mean = latent_means(vae, x)
-        latents = (mean + sigma * torch.randn_like(mean)).contiguous(memory_format=torch.channels_last)
         with autocast(site.device):
+            before = latent_means(first, x)
+            mean = before if written else vae.encode(x).latent_dist.mean
+            latents = (mean + sigma * torch.randn_like(mean)).contiguous(memory_format=torch.channels_last)
             out = vae.decoder(vae.post_quant_conv(latents))
-        return picture_loss(out.float(), x), len(x)
+        return picture_loss(out.float(), x) + HOLD * strayed(mean.float() * scaling, before.float() * scaling), len(x)
 
     job.run(loss, site.say)
     return job
