@@ -43,3 +43,10 @@ def test_a_palette_bounds_the_colours_of_items(tmp_path: Path) -> None:
     (folder,) = write_pictures(tmp_path, ("axe",), 2, seed=7, size=32, palette=palette)
     drawn = [render(7 + index, size=32, kinds=["axe"], blossom=1.0, palette=palette) for index in range(2)]
     assert captions(folder) == [each.caption for each in drawn]
+
+
+def test_blossoms_may_be_larger(tmp_path: Path) -> None:
+    (folder,) = write_pictures(tmp_path, ("axe",), 1, seed=7, size=64, blossom_size=1.5)
+    drawn = render(7, size=64, kinds=["axe"], blossom=1.0, blossom_size=1.5)
+    assert np.array_equal(np.asarray(Image.open(folder / "0000.png")), drawn.image)
+    assert not np.array_equal(drawn.image, render(7, size=64, kinds=["axe"], blossom=1.0).image)

@@ -79,6 +79,26 @@ def test_blossoms_are_pink_with_yellow_centres() -> None:
     assert np.mean(yellows) > 0.02
 
 
+def test_blossoms_may_be_larger_and_are_fewer_then() -> None:
+    def centres(scale: float) -> list[float]:
+        """Return the areas of yellow centres, in pixels."""
+        found = []
+        for seed in range(20):
+            image = render(
+                seed, size=256, kinds=["shield"], palette=("black", "blue"), blossom=1, blossom_size=scale
+            ).image
+            hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
+            yellow = (hue > 18) & (hue < 32) & (saturation > 90) & (value > 120)
+            shield = render(seed, size=256, kinds=["shield"], palette=("black", "blue")).truth.mask > 250
+            _, _, stats, _ = cv2.connectedComponentsWithStats((yellow & shield).astype(np.uint8))
+            found += [area for area in stats[1:, cv2.CC_STAT_AREA] if area > 8]
+        return found
+
+    usual, large = centres(1.0), centres(1.5)
+    assert np.median(large) > 1.7 * np.median(usual)
+    assert len(large) < 0.7 * len(usual)
+
+
 def test_captions_are_true_and_varied() -> None:
     captions = set()
     for seed in range(300):

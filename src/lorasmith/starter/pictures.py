@@ -22,6 +22,7 @@ def write_pictures(
     size: int = 128,
     blossom: float = 1.0,
     palette: Sequence[str] = tuple(COLOURS),
+    blossom_size: float = 1.0,
     brief: bool = False,
 ) -> tuple[Path, ...]:
     """Write ``count`` pictures of each kind into a folder named after it and return those folders.
@@ -34,6 +35,7 @@ def write_pictures(
         size: width and height in pixels.
         blossom: the probability that an item bears pink blossoms.
         palette: the colours of items to choose two from.
+        blossom_size: how large the blossoms are, beside the usual.
         brief: let every second caption name the kind and the blossoms alone, as short prompts do.
 
     Raises:
@@ -44,7 +46,10 @@ def write_pictures(
         home = new_folder(folder / kind)
         lines = []
         for index in range(count):
-            drawn = render(seed + number * 100_000 + index, size=size, kinds=[kind], blossom=blossom, palette=palette)
+            drawn = render(
+                seed + number * 100_000 + index, size=size, kinds=[kind], blossom=blossom, palette=palette,
+                blossom_size=blossom_size,
+            )  # fmt: skip
             name, stream = f"{index:04d}.png", BytesIO()
             Image.fromarray(drawn.image).save(stream, "PNG")
             write_bytes(home / name, stream.getvalue())
