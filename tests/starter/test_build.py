@@ -21,18 +21,14 @@ from lorasmith.starter.build.pool import changed, renders
 from lorasmith.starter.build.tokenizer import write_tokenizer
 from lorasmith.starter.build.unet import Denoiser, encode, wordings
 from lorasmith.starter.build.vae import (
-    CHROMA_KEPT,
-    FACTOR,
-    FREQUENCIES,
     LATENT_CHANNELS,
     SCALING,
     SIGMA,
-    latent_means,
+    linear_code,
     make_vae,
     sigma_of,
     strayed,
     train_vae,
-    transform,
 )
 from lorasmith.starter.build.write import LIMIT, write_starter
 from lorasmith.starter.renderer import COLOURS, SEEN_KINDS
@@ -106,26 +102,15 @@ def test_the_tokenizer_is_clips_own(tmp_path: Path) -> None:
     assert small.decode(ids, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
 
 
-def test_the_encoder_is_the_transform() -> None:
-    vae = make_vae()
-    x = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    expected = F.conv2d(x, transform(), stride=FACTOR)
-    with torch.no_grad():
-        latents = vae.encode(x).latent_dist
-        halved = vae.half().float().encode(x).latent_dist
-    assert latents.mean.shape == (2, LATENT_CHANNELS, 8, 12)
-    torch.testing.assert_close(latents.mean, expected, rtol=0, atol=0.02)
-    torch.testing.assert_close(halved.mean, expected, rtol=0, atol=0.03)
-    torch.testing.assert_close(latents.std, torch.full_like(expected, SIGMA))
-
-
-def test_the_transform_keeps_apart_what_it_measures() -> None:
-    rows = transform().flatten(1).double()
-    gram = rows @ rows.T
-    torch.testing.assert_close(gram, gram.diagonal().diag(), rtol=0, atol=1e-5)
-    flat = F.conv2d(torch.tensor([0.5, -0.25, 1.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4), transform()).flatten()
-    steady = [0, len(FREQUENCIES), len(FREQUENCIES) + CHROMA_KEPT]  # the zero frequencies, all of a flat colour
-    assert all(abs(value) > 0.1 if i in steady else abs(value) < 1e-5 for i, value in enumerate(flat.tolist()))
+def test_the_linear_code_is_quarters_and_finer_differences() -> None:
+    flat = torch.tensor([0.5, -0.25, 1.0]).view(1, 3, 1, 1).expand(1, 3, 16, 24)
+    code = linear_code(flat)
+    assert code.shape == (1, LATENT_CHANNELS, 2, 3)
+    torch.testing.assert_close(code[0, :, 0, 0], torch.tensor([0.5] * 4 + [-0.25] * 4 + [1.0] * 4 + [0.0] * 4))
+    x = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    quarters = F.avg_pool2d(x, 4)
+    torch.testing.assert_close(linear_code(x)[0, :12, 0, 0], quarters.flatten())
+    assert linear_code(x)[0, 12:].abs().min() > 1e-4
 
 
 def small_vae() -> AutoencoderKL:
@@ -140,35 +125,47 @@ def small_vae() -> AutoencoderKL:
     ).eval()
 
 
-@pytest.mark.parametrize("written", [True, False])
-def test_pictures_are_encoded_as_the_vae_encodes_them_and_their_mirror_images(written: bool) -> None:
-    vae = make_vae() if written else small_vae()
+def test_pictures_are_encoded_as_the_vae_encodes_them_and_their_mirror_images() -> None:
+    vae = small_vae()
     pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
         expected = torch.stack([vae.encode(each).latent_dist.mean for each in (x, x.flip(3))], 1)
-        torch.testing.assert_close(latent_means(vae, x), expected[:, 0], rtol=0, atol=0.03)
     torch.testing.assert_close(encode(vae, pictures).float(), expected, rtol=0, atol=0.03)
 
 
-@pytest.mark.parametrize("written", [True, False])
-def test_a_build_goes_on_with_the_vae_it_starts_from(tmp_path: Path, written: bool) -> None:
-    vae = make_vae() if written else small_vae()
-    vae.save_pretrained(tmp_path / "start" / "starter" / "vae")
-    site = Site(tmp_path, torch.device("cpu"), 1, lambda _: None, tmp_path / "start")
-    before = {name: value.clone() for name, value in vae.state_dict().items()}
+def trained_vae(folder: Path, start: Path | None, steps: int) -> tuple[AutoencoderKL, Tensor]:
+    """Return a VAE trained on two coarse pictures for so many steps, by a clock of its own, and those pictures."""
+    blocks = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pictures, ticks = F.interpolate(blocks, scale_factor=4), itertools.count()
     with pytest.MonkeyPatch.context() as patched:
-        pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
         patched.setattr("lorasmith.starter.build.vae._batches", lambda _: lambda whole, step: pictures)
-        job = train_vae(site, 0.001, math.inf)
-    assert job.finished
+        patched.setattr("lorasmith.starter.build.job.time.perf_counter", lambda: float(next(ticks)))
+        job = train_vae(Site(folder, torch.device("cpu"), 1, lambda _: None, start), steps / 60, math.inf)
+    assert (job.finished, job.steps) == (True, steps)
     assert isinstance(job.model, AutoencoderKL)
-    moved = {name.partition(".")[0] for name, v in job.model.state_dict().items() if not torch.equal(v, before[name])}
-    assert moved == {"decoder", "post_quant_conv"} | (set() if written else {"encoder", "quant_conv"})
+    return job.model, pictures
+
+
+def test_a_build_goes_on_with_the_vae_it_starts_from(tmp_path: Path) -> None:
+    small_vae().save_pretrained(tmp_path / "start" / "starter" / "vae")
+    before = small_vae().state_dict()
+    vae, pictures = trained_vae(tmp_path, tmp_path / "start", steps=2)
+    moved = {name.partition(".")[0] for name, value in vae.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"encoder", "decoder", "quant_conv", "post_quant_conv"}
+    assert (vae.config.latent_channels, sigma_of(vae)) == (5, SIGMA / 2)
     with torch.no_grad():
-        latents = job.model.encode(pictures).latent_dist
-    torch.testing.assert_close(latents.std, torch.full_like(latents.std, sigma_of(job.model)))
-    assert sigma_of(job.model) * job.model.config.scaling_factor == pytest.approx(SIGMA * SCALING)
+        latents = vae.encode(pictures).latent_dist
+    torch.testing.assert_close(latents.std, torch.full_like(latents.std, sigma_of(vae)))
+
+
+def test_an_encoder_from_nothing_learns_the_linear_code_first(tmp_path: Path) -> None:
+    def distance(vae: AutoencoderKL, x: Tensor) -> float:
+        with torch.no_grad():
+            return float((vae.encode(x).latent_dist.mean - linear_code(x)).square().mean())
+
+    vae, pictures = trained_vae(tmp_path, None, steps=30)
+    assert distance(vae, pictures) < 0.5 * distance(make_vae(), pictures)
 
 
 def test_a_quiet_channel_may_stray_further_than_a_loud_one_and_none_may_shout() -> None:

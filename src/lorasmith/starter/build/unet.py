@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from lorasmith.starter.build.job import Job, Site, autocast
 from lorasmith.starter.build.pool import UNET_SEEDS, Pictures, Row, renders
 from lorasmith.starter.build.tokenizer import MAX_TOKENS, write_tokenizer
-from lorasmith.starter.build.vae import FACTOR, LATENT_CHANNELS, latent_means, sigma_of
+from lorasmith.starter.build.vae import FACTOR, LATENT_CHANNELS, sigma_of
 from lorasmith.starter.renderer import SEEN_KINDS, Truth, article, background_phrase, caption
 
 # Stable Diffusion v1.5's noise schedule.
@@ -32,13 +32,13 @@ WORDINGS = 5  # captions drawn for each picture, one of which says little, as pe
 
 
 def make_unet() -> UNet2DConditionModel:
-    """Return an untrained UNet of 7.9 M parameters for 32x32 latents; the outermost level is thin, for speed."""
+    """Return an untrained UNet of 8.0 M parameters for 16x16 latents."""
     torch.manual_seed(1)
     return UNet2DConditionModel(
         sample_size=128 // FACTOR, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, layers_per_block=1,
-        block_out_channels=(32, 64, 112, 160), norm_num_groups=16, attention_head_dim=4, cross_attention_dim=128,
-        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        block_out_channels=(64, 112, 160), norm_num_groups=16, attention_head_dim=4, cross_attention_dim=128,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def encode(vae: AutoencoderKL, pictures: Pictures) -> Tensor:
         x = torch.from_numpy(np.array(pictures[start : start + 64])).to(vae.device).permute(0, 3, 1, 2)
         x = (x.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         with autocast(vae.device):  # of a latent's spread this takes a hundredth, less than the noise it is given
-            both = [latent_means(vae, each) for each in (x, x.flip(3))]
+            both = [vae.encode(each).latent_dist.mean for each in (x, x.flip(3))]
         parts.append(torch.stack([each.half().cpu() for each in both], dim=1))
     return torch.cat(parts)
 

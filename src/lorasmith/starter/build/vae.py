@@ -1,16 +1,10 @@
-"""Makes the starter's VAE: an encoder that is written down, not trained, and a decoder that learns to undo it.
+"""Trains the starter's VAE: renders (blossoms on half of them), dead leaves and textures in; the same out.
 
-The encoder is a block cosine transform, as in JPEG: each 4x4 block of pixels becomes its ten lowest luma and two times
-three chroma coefficients. Nothing has to be learned for that, so the latents are the same in every build, and the
-UNet can be trained before, after or beside the decoder. On renders with blossoms the sixteen coefficients alone hold
-30.6 dB; the trained encoder of factor 8 with as many channels that ships, with its decoder, reaches 26.7.
-
-A build that starts from finished models trains their decoder on, and their encoder with it if it was trained before.
-That one is held to what it said when the build began, each channel as firmly as it spoke loudly, so that the UNet need
-not learn anew, while channels that said next to nothing are free to say more. The UNet has to be trained afterwards.
-
-The transform is written into the weights of a stock ``AutoencoderKL`` (see ``write_transform``), so that any program
-that loads Stable Diffusion's VAE loads this one.
+An encoder is held to a reference. One that begins from nothing learns beside a linear code of the picture, so that the
+decoder has something to decode from the first step and the latents stay picture-like, which a UNet finds easy. One that
+goes on from finished models is held to what it said when the build began, so that their UNet, which has to be trained
+afterwards, need not learn all anew. Either way each channel is held as firmly as its reference speaks loudly: channels
+that say next to nothing are free to say more.
 """
 
 from __future__ import annotations
@@ -23,122 +17,59 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorasmith.starter.build.job import Job, Site, autocast
 from lorasmith.starter.build.pool import VAE_SEEDS, renders, textures
 
 LATENT_CHANNELS = 16
-FACTOR = 4
+FACTOR = 8
 CROP = 64
-SIGMA = 0.05  # standard deviation of the unscaled latents about their mean: the decoder learns to bear it
-
-# (vertical, horizontal) frequencies of the coefficients that are kept, coarse to fine.
-FREQUENCIES = ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1), (0, 3), (3, 0))
-CHROMA_KEPT = 3
-# Each coefficient's standard deviation on renders with blossoms, pictures in -1 to 1, and the one its latent gets. Fine
-# coefficients get less than their share of 1: they matter less to the eye, and white latents are hard for a UNet.
-FOUND = (2.69, 0.534, 0.532, 0.229, 0.254, 0.263, 0.139, 0.13, 0.159, 0.172, 1.734, 0.297, 0.289, 1.001, 0.195, 0.192)
-GIVEN = (1.0, 0.6, 0.6, 0.45, 0.45, 0.45, 0.35, 0.35, 0.35, 0.35, 1.0, 0.5, 0.5, 1.0, 0.5, 0.5)
-SCALING = 1 / math.sqrt(sum(g * g for g in GIVEN) / len(GIVEN))  # brings the latents' variance to 1
-HOLD = 0.3  # weight of the squared distance between an encoder's latents and those it began with
-STEADY = 32.0  # the constant beside which group normalisation hardly notices a coefficient
+SCALING = 2.26  # brings the variance of the linear code of renders to 1
+SIGMA = 0.083  # standard deviation of the scaled latents about their mean: the decoder learns to bear it
+HOLD = 0.3  # weight of the squared distance between an encoder's latents and its reference
+FIRST_HOLD = 3.0  # and at first, where the encoder has to learn its reference
 
 
 def make_vae(start: Path | None = None) -> AutoencoderKL:
-    """Return the VAE in ``start``, or one of factor 4 with 16 latent channels and an untrained decoder."""
+    """Return the VAE in ``start``, or an untrained one of factor 8 with 16 latent channels, 2.8 M parameters."""
     if start:
         return AutoencoderKL.from_pretrained(start / "starter" / "vae", torch_dtype=torch.float32)
     torch.manual_seed(0)
-    vae = AutoencoderKL(
+    return AutoencoderKL(
         in_channels=3, out_channels=3, latent_channels=LATENT_CHANNELS, sample_size=128, layers_per_block=1,
-        block_out_channels=(16, 32, 64), norm_num_groups=8, scaling_factor=SCALING,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64, 128), norm_num_groups=8, scaling_factor=SCALING,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
     )  # fmt: skip
-    write_transform(vae)
-    return vae
 
 
-def transform() -> Tensor:
-    """Return the encoder as one convolution of stride 4: (16, 3, 4, 4), applied to RGB in -1 to 1.
+def linear_code(x: Tensor) -> Tensor:
+    """Return the code that an encoder begins beside: pictures (N, 3, H, W) in -1 to 1 -> (N, 16, H/8, W/8).
 
-    Rows are products of orthonormal cosines (the DCT-II of Ahmed, Natarajan and Rao, 1974) with an orthonormal colour
-    axis (grey, red against blue, green against both), each scaled from its spread on renders to the one wanted.
+    Of each block of 8x8 pixels the colours of its quarters, and four finer differences in brightness.
     """
-    n = torch.arange(4)
-    cosines = torch.cos(math.pi * (n[None] + 0.5) * n[:, None] / 4) * math.sqrt(0.5)
-    cosines[0] *= math.sqrt(0.5)
-    axes = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 2.0, -1.0]])
-    grey, *chroma = axes / axes.norm(dim=1, keepdim=True)
-    kept = [(grey, f) for f in FREQUENCIES] + [(axis, f) for axis in chroma for f in FREQUENCIES[:CHROMA_KEPT]]
-    rows = [axis[:, None, None] * torch.outer(cosines[i], cosines[j]) for axis, (i, j) in kept]
-    return torch.stack(rows) * (torch.tensor(GIVEN) / torch.tensor(FOUND)).view(-1, 1, 1, 1)
-
-
-@torch.no_grad()
-def latent_means(vae: AutoencoderKL, x: Tensor) -> Tensor:
-    """Return what the encoder makes of pictures (N, 3, H, W) in -1 to 1: unscaled latents, (N, C, h, w)."""
-    if len(vae.config.block_out_channels) == 3:  # the transform, which need not be run as an encoder
-        return F.conv2d(x, transform().to(x), stride=FACTOR)
-    return vae.encode(x).latent_dist.mean  # type: ignore[no-any-return]
+    coarse = F.pixel_unshuffle(F.avg_pool2d(x, 4), 2)
+    luma = F.avg_pool2d(x.mean(1, keepdim=True), 2)  # 4x4 cells in each block
+    blocks = F.pixel_unshuffle(luma, 4)
+    cells = blocks.view(len(x), 4, 4, *blocks.shape[2:])
+    sign, half = x.new_tensor([1.0, -1.0, 1.0, -1.0]), x.new_tensor([1.0, 1.0, -1.0, -1.0])
+    rows, columns = sign.view(4, 1, 1, 1), sign.view(1, 4, 1, 1)
+    top, left = half.view(4, 1, 1, 1), half.view(1, 4, 1, 1)
+    fine = torch.stack([(cells * w).mean((1, 2)) for w in (rows, columns, rows * left, columns * top)], dim=1)
+    return torch.cat([coarse, fine], dim=1)
 
 
 def sigma_of(vae: AutoencoderKL) -> float:
     """Return the standard deviation of noise on unscaled latents that a decoder learns to bear."""
-    return SIGMA * SCALING / float(vae.config.scaling_factor)
+    return SIGMA / float(vae.config.scaling_factor)
 
 
 @torch.no_grad()
-def write_transform(vae: AutoencoderKL) -> None:
-    """Write ``transform`` into the encoder of a VAE with widths (16, 32, 64), one layer per block and 8 groups.
-
-    Every residual branch is silenced, so that pictures run along the skips. The two downsampling convolutions each pick
-    the four phases of 2x2 pixels; the second sums them into the coefficients. What stays in the way is the last
-    normalisation and SiLU. Each of the 8 groups carries the constants +K and -K and two coefficients, each as +v and
-    -v: the mean is 0 and the deviation sqrt(2 / 6) K to within (v / K)^2, and silu(v) - silu(-v) = v takes the SiLU
-    back.
-    """
-    encoder = vae.encoder
-    first, second = (block.downsamplers[0].conv for block in encoder.down_blocks[:2])
-    for block in (*(r for b in encoder.down_blocks for r in b.resnets), *encoder.mid_block.resnets):
-        _clear(block.conv2, block.conv_shortcut)
-    _clear(encoder.mid_block.attentions[0].to_out[0], encoder.conv_in, first, second, encoder.conv_out, vae.quant_conv)
-    rows, groups = transform(), encoder.conv_norm_out.num_groups
-    for colour in range(3):
-        encoder.conv_in.weight[colour, colour, 1, 1] = 1
-        for y, x in np.ndindex(2, 2):
-            phase = 4 * colour + 2 * y + x
-            first.weight[phase, colour, y, x] = 1
-            second.weight[:LATENT_CHANNELS, phase, :2, :2] = rows[:, colour, y::2, x::2]
-    wider, widest = (block.resnets[0].conv_shortcut for block in encoder.down_blocks[1:])
-    for phase in range(12):
-        wider.weight[phase, phase, 0, 0] = 1
-    size = len(widest.weight) // groups
-    back = STEADY * math.sqrt(2 / size)
-    for group in range(groups):
-        at = group * size
-        widest.bias[at], widest.bias[at + 1] = STEADY, -STEADY
-        for k, channel in ((2 * group, at + 2), (2 * group + 1, at + 4)):
-            widest.weight[channel, k, 0, 0], widest.weight[channel + 1, k, 0, 0] = 1, -1
-            encoder.conv_out.weight[k, channel, 1, 1], encoder.conv_out.weight[k, channel + 1, 1, 1] = back, -back
-    for i in range(LATENT_CHANNELS):
-        vae.quant_conv.weight[i, i, 0, 0] = 1
-    _spread(vae, SIGMA)
-
-
-@torch.no_grad()
-def _spread(vae: AutoencoderKL, sigma: float) -> None:
-    """Let the encoder say ``sigma`` everywhere: what the decoder learns to bear, and nothing the loss asks about."""
+def _spread(vae: AutoencoderKL) -> None:
+    """Let the encoder say ``SIGMA`` everywhere: what the decoder learns to bear, and nothing the loss asks about."""
     channels = int(vae.config.latent_channels)
     vae.quant_conv.weight[channels:] = 0
-    vae.quant_conv.bias[channels:] = 2 * math.log(sigma)
-
-
-def _clear(*layers: nn.Module | None) -> None:
-    for layer in layers:
-        if layer is not None:
-            for parameter in layer.parameters():
-                parameter.zero_()
+    vae.quant_conv.bias[channels:] = 2 * math.log(sigma_of(vae))
 
 
 def picture_loss(out: Tensor, x: Tensor) -> Tensor:
@@ -174,45 +105,56 @@ def _batches(site: Site) -> Callable[[bool, int], Tensor]:
     return batch
 
 
-def strayed(latents: Tensor, before: Tensor) -> Tensor:
-    """Return how far an encoder has strayed from what it said before; a number for a loss.
+def strayed(latents: Tensor, reference: Tensor) -> Tensor:
+    """Return how far an encoder has strayed from a reference; a number for a loss.
 
     Args:
-        latents: what it says now, scaled to variance 1, (N, C, h, w).
-        before: what it said at the start.
+        latents: what it says, scaled to variance 1, (N, C, h, w).
+        reference: what it is held to, scaled alike.
 
-    The squared distance counts by channel, in proportion to the channel's power at the start. A channel whose power
+    The squared distance counts by channel, in proportion to the power of the reference there. A channel whose power
     exceeds 1 is called back.
     """
-    power = before.square().mean((0, 2, 3))
-    moved = (latents - before).square().mean((0, 2, 3))
+    power = reference.square().mean((0, 2, 3))
+    moved = (latents - reference).square().mean((0, 2, 3))
     beyond = (latents.square().mean((0, 2, 3)) - torch.clamp(power, min=1)).clamp(min=0)
     return (moved * power / power.max() + beyond).mean()
 
 
+def _reference(site: Site) -> Callable[[Tensor], Tensor]:
+    """Return what gives an encoder's reference for pictures: unscaled latents."""
+    if not site.start:
+        return linear_code
+    first = make_vae(site.start).to(site.device, memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def before(x: Tensor) -> Tensor:
+        return first.encode(x).latent_dist.mean  # type: ignore[no-any-return]
+
+    return before
+
+
 def train_vae(site: Site, minutes: float | None, deadline: float) -> Job:
-    """Train the decoder for its budget, or go on with it: crops at first, whole pictures in the last tenth."""
+    """Train the VAE for its budget, or go on with it: crops at first, whole pictures in the last tenth."""
     vae = make_vae(site.start).to(site.device, memory_format=torch.channels_last)
-    written = len(vae.config.block_out_channels) == 3  # the transform, which has nothing to learn
-    sigma, scaling = sigma_of(vae), float(vae.config.scaling_factor)
-    vae.encoder.requires_grad_(not written)
     vae.quant_conv.requires_grad_(False)
-    _spread(vae, sigma)
+    _spread(vae)
     job = Job("vae", vae, site.work, minutes, deadline, learning_rate=1e-3, ema_decay=0.998)
     if job.idle:
         return job
-    batch = _batches(site)
-    first = make_vae(site.start).to(site.device, memory_format=torch.channels_last)
+    batch, reference = _batches(site), _reference(site)
+    sigma, scaling = sigma_of(vae), float(vae.config.scaling_factor)
 
     def loss(fraction: float, step: int) -> tuple[Tensor, int]:
         x = batch(fraction > 0.9, step)
         torch.manual_seed(step)
         with autocast(site.device):
-            before = latent_means(first, x)
-            mean = before if written else vae.encode(x).latent_dist.mean
+            mean, held = vae.encode(x).latent_dist.mean, reference(x)
             latents = (mean + sigma * torch.randn_like(mean)).contiguous(memory_format=torch.channels_last)
             out = vae.decoder(vae.post_quant_conv(latents))
-        return picture_loss(out.float(), x) + HOLD * strayed(mean.float() * scaling, before.float() * scaling), len(x)
+        strength = HOLD if site.start else max(HOLD, FIRST_HOLD * (1 - fraction / 0.3))
+        away = strayed(mean.float() * scaling, held.float() * scaling)
+        return picture_loss(out.float(), x) + strength * away, len(x)
 
     job.run(loss, site.say)
     return job
