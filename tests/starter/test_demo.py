@@ -123,8 +123,8 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
 
 def test_prompts_read_as_english() -> None:
     assert [weapon_prompt(k) for k in WEAPONS][:2] == [
-        "an axe with pink blossom patterns",
-        "a spear with pink blossom patterns",
+        "a silver axe with a white handle with pink blossom patterns on a plain green background",
+        "a silver spear with a white shaft with pink blossom patterns on a plain green background",
     ]
 
 

@@ -46,7 +46,7 @@ def test_a_palette_bounds_the_colours_of_items(tmp_path: Path) -> None:
 
 
 def test_blossoms_may_be_larger(tmp_path: Path) -> None:
-    (folder,) = write_pictures(tmp_path, ("axe",), 1, seed=7, size=64, blossom_size=1.5)
-    drawn = render(7, size=64, kinds=["axe"], blossom=1.0, blossom_size=1.5)
+    (folder,) = write_pictures(tmp_path, ("axe",), 1, seed=7, size=64, blossom_size=1.5, blossom_distance=1.2)
+    drawn = render(7, size=64, kinds=["axe"], blossom=1.0, blossom_size=1.5, blossom_distance=1.2)
     assert np.array_equal(np.asarray(Image.open(folder / "0000.png")), drawn.image)
     assert not np.array_equal(drawn.image, render(7, size=64, kinds=["axe"], blossom=1.0).image)

@@ -79,13 +79,19 @@ def test_blossoms_are_pink_with_yellow_centres() -> None:
     assert np.mean(yellows) > 0.02
 
 
-def test_blossoms_may_be_larger_and_are_fewer_then() -> None:
-    def centres(scale: float) -> list[float]:
+def test_blossoms_may_be_larger_and_further_apart_and_are_fewer_then() -> None:
+    def centres(scale: float, distance: float = 1.0) -> list[float]:
         """Return the areas of yellow centres, in pixels."""
         found = []
         for seed in range(20):
             image = render(
-                seed, size=256, kinds=["shield"], palette=("black", "blue"), blossom=1, blossom_size=scale
+                seed,
+                size=256,
+                kinds=["shield"],
+                palette=("black", "blue"),
+                blossom=1,
+                blossom_size=scale,
+                blossom_distance=distance,
             ).image
             hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
             yellow = (hue > 18) & (hue < 32) & (saturation > 90) & (value > 120)
@@ -97,6 +103,9 @@ def test_blossoms_may_be_larger_and_are_fewer_then() -> None:
     usual, large = centres(1.0), centres(1.5)
     assert np.median(large) > 1.7 * np.median(usual)
     assert len(large) < 0.7 * len(usual)
+    apart = centres(1.0, 1.5)
+    assert np.median(apart) == pytest.approx(np.median(usual), rel=0.1)
+    assert len(apart) < 0.6 * len(usual)
 
 
 def test_captions_are_true_and_varied() -> None:

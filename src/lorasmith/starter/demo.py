@@ -34,9 +34,10 @@ from lorasmith.train.loop import train
 
 PICTURES = 25  # of each weapon
 PALETTE = ("silver", "white", "brown")  # the weapons' colours, on which pink shows
+BLOSSOM_SIZE = BLOSSOM_DISTANCE = 1.3  # large and apart, so that each can be told at 128 px
 DATA_SEED = 5_000_000_000
 SHOWN = 4  # pictures of each weapon in before-after.png
-GUIDANCE = 2.0  # LoRA and base hold their shapes best there
+GUIDANCE = 3.0
 PHRASE = "with pink blossom patterns"
 BATCH = 16
 KEPT = 8  # pictures of each kind that the base draws itself, so that the LoRA learns what not to change
@@ -46,7 +47,8 @@ _SCORED = (SHOWN, 8, 12, 16, 24, 32, 50)  # pictures of each weapon that are sco
 
 def weapon_prompt(kind: str) -> str:
     """Return the prompt that the demo draws a weapon by."""
-    return f"{article(kind)} {PHRASE}"
+    item = f"{article(f'silver {kind}')} with {article(f'white {KINDS[kind].second}')}"
+    return f"{item} {PHRASE} on a plain green background"
 
 
 def demo_recipe(folders: Sequence[Path], preserve: Sequence[Path] = ()) -> Recipe:
@@ -135,7 +137,10 @@ def demo(out: Path, minutes: float = 10.0) -> Iterator[Event]:
         )  # fmt: skip
     new_folder(out)
     yield Note(f"Drawing {PICTURES} pictures of each: {', '.join(WEAPONS)}, with pink blossom patterns.")
-    folders = write_pictures(out / "data", WEAPONS, PICTURES, seed=DATA_SEED, palette=PALETTE, brief=True)
+    folders = write_pictures(
+        out / "data", WEAPONS, PICTURES, seed=DATA_SEED, palette=PALETTE, blossom_size=BLOSSOM_SIZE,
+        blossom_distance=BLOSSOM_DISTANCE, brief=True,
+    )  # fmt: skip
     device = pick_device()
     sd = load_base("starter", device=device, dtype=pick_dtype("auto", device))
     yield Note(f"Letting the base draw {KEPT} of each kind it knows, without blossoms: what it shall not forget.")
@@ -147,6 +152,7 @@ def demo(out: Path, minutes: float = 10.0) -> Iterator[Event]:
                 yield event
     lora = out / "run" / "lora.safetensors"
 
+    yield Note(f'Drawing by prompts such as "{weapon_prompt(WEAPONS[0])}", at guidance {GUIDANCE:g}.')
     start = time.monotonic()
     before = yield from _draw(sd, range(SHOWN), "drawing before")
     each = (time.monotonic() - start) / (SHOWN * len(WEAPONS))
@@ -188,7 +194,7 @@ def _pictures(out: Path, before: Drawn, after: Drawn) -> tuple[Path, Path]:
         return np.concatenate([np.concatenate([a, b], 1), np.concatenate([c, d], 1)], 0)
 
     rows = [[block(drawn.of(kind)) for kind in WEAPONS] for drawn in (before, after)]
-    labels = [weapon_prompt(kind) for kind in WEAPONS]
+    labels = [f"{kind} {PHRASE}" for kind in WEAPONS]
     comparison = grid(rows, columns=labels, rows=("base", "with the LoRA"))
     strip = merge([after.of(kind)[0] for kind in WEAPONS], height=512)
     paths = (out / "before-after.png", out / "merged.png")

@@ -23,6 +23,7 @@ def write_pictures(
     blossom: float = 1.0,
     palette: Sequence[str] = tuple(COLOURS),
     blossom_size: float = 1.0,
+    blossom_distance: float = 1.0,
     brief: bool = False,
 ) -> tuple[Path, ...]:
     """Write ``count`` pictures of each kind into a folder named after it and return those folders.
@@ -36,6 +37,7 @@ def write_pictures(
         blossom: the probability that an item bears pink blossoms.
         palette: the colours of items to choose two from.
         blossom_size: how large the blossoms are, beside the usual.
+        blossom_distance: how far apart they are, in their own size, beside the usual.
         brief: let every second caption name the kind and the blossoms alone, as short prompts do.
 
     Raises:
@@ -48,7 +50,7 @@ def write_pictures(
         for index in range(count):
             drawn = render(
                 seed + number * 100_000 + index, size=size, kinds=[kind], blossom=blossom, palette=palette,
-                blossom_size=blossom_size,
+                blossom_size=blossom_size, blossom_distance=blossom_distance,
             )  # fmt: skip
             name, stream = f"{index:04d}.png", BytesIO()
             Image.fromarray(drawn.image).save(stream, "PNG")

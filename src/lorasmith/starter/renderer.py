@@ -71,6 +71,7 @@ def render(
     backgrounds: Sequence[str] = tuple(BACKGROUNDS),
     palette: Sequence[str] = tuple(COLOURS),
     blossom_size: float = 1.0,
+    blossom_distance: float = 1.0,
 ) -> Rendered:
     """Draw one picture.
 
@@ -82,6 +83,7 @@ def render(
         backgrounds: the backgrounds to choose from.
         palette: the colours of items to choose two from.
         blossom_size: how large the blossoms are, beside the usual.
+        blossom_distance: how far apart they are, in their own size, beside the usual.
     """
     rng = np.random.default_rng(seed)
     kind = str(rng.choice(list(kinds)))
@@ -92,7 +94,8 @@ def render(
 
     scene = BACKGROUNDS[background][0](rng, size, COLOURS[background_colour])
     masks = _masks(rng, KINDS[kind].draw(rng), size * _OVERSAMPLE)
-    item, alpha = _paint(rng, masks, COLOURS[main], COLOURS[second], blossom_size if flowered else 0.0)
+    blossoms = (blossom_size, blossom_distance) if flowered else None
+    item, alpha = _paint(rng, masks, COLOURS[main], COLOURS[second], blossoms)
     item = cv2.resize(item * alpha[..., None], (size, size), interpolation=cv2.INTER_AREA)
     alpha = cv2.resize(alpha, (size, size), interpolation=cv2.INTER_AREA)
 
@@ -139,9 +142,13 @@ def _masks(rng: np.random.Generator, parts: list[Part], size: int) -> NDArray[np
 
 
 def _paint(
-    rng: np.random.Generator, masks: NDArray[np.float32], main: Colour, second: Colour, blossoms: float
+    rng: np.random.Generator,
+    masks: NDArray[np.float32],
+    main: Colour,
+    second: Colour,
+    blossoms: tuple[float, float] | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Colour and shade the item, with blossoms of some size or, at 0, without.
+    """Colour and shade the item, with blossoms of some size and distance, or without.
 
     Returns its colours (size, size, 3), 0 to 255, and coverage (size, size), 0 to 1.
     """
@@ -151,7 +158,7 @@ def _paint(
     colours = weight[MAIN][..., None] * jitter(rng, main, 8) + weight[SECOND][..., None] * jitter(rng, second, 8)
     if blossoms:
         # A stream of its own: with and without blossoms, a seed gives the same picture otherwise.
-        colours = with_blossoms(rng.spawn(1)[0], colours.astype(np.float32), alpha, blossoms)
+        colours = with_blossoms(rng.spawn(1)[0], colours.astype(np.float32), alpha, *blossoms)
     angle = rng.uniform(0, 2 * np.pi)
     dx, dy = np.cos(angle), np.sin(angle)
     axis = np.linspace(-1, 1, size, dtype=np.float32)
@@ -165,7 +172,11 @@ def _paint(
 
 
 def with_blossoms(
-    rng: np.random.Generator, colours: NDArray[np.float32], alpha: NDArray[np.float32], scale: float = 1.0
+    rng: np.random.Generator,
+    colours: NDArray[np.float32],
+    alpha: NDArray[np.float32],
+    scale: float = 1.0,
+    distance: float = 1.0,
 ) -> NDArray[np.float32]:
     """Scatter five-petalled pink flowers with yellow centres over an item; its mask cuts them off at its edge.
 
@@ -174,6 +185,7 @@ def with_blossoms(
         colours: (size, size, 3), 0 to 255.
         alpha: the item's coverage, (size, size), 0 to 1.
         scale: how large they are, beside the usual.
+        distance: how far apart they are, in their own size, beside the usual.
     """
     size = alpha.shape[0]
     image = np.ascontiguousarray(colours)
@@ -182,11 +194,11 @@ def with_blossoms(
         return image
     petal = jitter(rng, (250, 132 + rng.uniform(-14, 34), 176 + rng.uniform(-8, 28)), 5)
     radius = size * rng.uniform(0.034, 0.05) * scale
-    wanted = int(np.clip(len(xs) / (radius * radius * rng.uniform(4.5, 7.0)), 9, 70))
+    wanted = int(np.clip(len(xs) / (radius * radius * rng.uniform(4.5, 7.0)), 9, 70) / distance**2)
     centres: list[tuple[float, float]] = []
     for i in rng.permutation(len(xs))[: wanted * 8]:
         x, y = float(xs[i]), float(ys[i])
-        if all((x - a) ** 2 + (y - b) ** 2 > (1.9 * radius) ** 2 for a, b in centres):
+        if all((x - a) ** 2 + (y - b) ** 2 > (1.9 * distance * radius) ** 2 for a, b in centres):
             centres.append((x, y))
             if len(centres) == wanted:
                 break
