@@ -37,7 +37,7 @@ PALETTE = ("silver", "white", "brown")  # the weapons' colours, on which pink sh
 BLOSSOM_SIZE = BLOSSOM_DISTANCE = 1.3  # large and apart, so that each can be told at 128 px
 DATA_SEED = 5_000_000_000
 SHOWN = 4  # pictures of each weapon in before-after.png
-GUIDANCE = 3.0
+GUIDANCE = 3.0  # at 2 the LoRA leaves some blossoms out
 PHRASE = "with pink blossom patterns"
 BATCH = 16
 KEPT = 8  # pictures of each kind that the base draws itself, so that the LoRA learns what not to change
