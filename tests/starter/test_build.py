@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from lorasmith.starter.build.job import Job, Site, cosine
+from lorasmith.starter.build.job import Job, Site, cosine, fingerprint
 from lorasmith.starter.build.judge import _patches, _through
 from lorasmith.starter.build.measure import prompts, psnr
 from lorasmith.starter.build.pool import changed, renders
@@ -68,6 +68,15 @@ def test_a_job_stops_at_its_deadline(tmp_path: Path) -> None:
     assert job.idle
     assert not job.finished
     assert job.steps == 0
+
+
+def test_a_fingerprint_changes_with_any_weight() -> None:
+    one, other = nn.Linear(4, 4), nn.Linear(4, 4)
+    other.load_state_dict(one.state_dict())
+    assert fingerprint(one) == fingerprint(other)
+    with torch.no_grad():
+        other.bias[3] += 1e-6
+    assert fingerprint(one) != fingerprint(other)
 
 
 def test_cosine_rises_then_falls() -> None:

@@ -37,11 +37,10 @@ PALETTE = ("silver", "white", "brown")  # the weapons' colours, on which pink sh
 BLOSSOM_SIZE = BLOSSOM_DISTANCE = 1.3  # large and apart, so that each can be told at 128 px
 DATA_SEED = 5_000_000_000
 SHOWN = 4  # pictures of each weapon in before-after.png
-GUIDANCE = 3.0  # at 2 the LoRA leaves some blossoms out
+GUIDANCE = 3.0  # at 2 the LoRA leaves some blossoms out; the base draws well at either
 PHRASE = "with pink blossom patterns"
 BATCH = 16
 KEPT = 8  # pictures of each kind that the base draws itself, so that the LoRA learns what not to change
-KEPT_GUIDANCE = 3.0  # at which the base draws most kinds and colours right
 _SCORED = (SHOWN, 8, 12, 16, 24, 32, 50)  # pictures of each weapon that are scored: the most that fit the time
 
 
@@ -79,7 +78,7 @@ def _keep(sd: StableDiffusion, judge: Judge, folder: Path) -> Iterator[Event]:
     kept. Where none is left there is no folder.
     """
     asked = _what_to_keep(np.random.default_rng(DATA_SEED))
-    requests = [Request(prompt, seed=8000 + i, guidance=KEPT_GUIDANCE) for i, (_, prompt) in enumerate(asked)]
+    requests = [Request(prompt, seed=8000 + i, guidance=GUIDANCE) for i, (_, prompt) in enumerate(asked)]
     drawn = yield from _sampled(sd, requests, "drawing what to keep")
     kinds = [kind for kind, _ in asked]
     seen = verdict(judge, drawn, kinds)

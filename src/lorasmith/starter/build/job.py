@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
@@ -27,6 +28,14 @@ def cosine(fraction: float, peak: float, last: float = 0.02) -> float:
 def autocast(device: torch.device) -> torch.autocast:
     """Return a context that computes in bfloat16 where the device multiplies it natively, else in float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=pick_dtype("auto", device) != torch.float32)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return a few digits that change with the weights: for the names of files that were made with them."""
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]
 
 
 @dataclass(frozen=True)

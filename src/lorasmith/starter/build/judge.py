@@ -29,7 +29,7 @@ from lorasmith.dataset.subject import find_subject
 from lorasmith.generate.sample import Request, sample
 from lorasmith.model.judge import Judge
 from lorasmith.model.stable_diffusion import load_base, pick_dtype
-from lorasmith.starter.build.job import Job, Site, autocast
+from lorasmith.starter.build.job import Job, Site, autocast, fingerprint
 from lorasmith.starter.build.pool import JUDGE_SEEDS, Pictures, Row, changed, kept, picture_and_row, renders
 from lorasmith.starter.build.tokenizer import MAX_TOKENS, write_tokenizer
 from lorasmith.starter.build.unet import WORDINGS, wordings
@@ -71,6 +71,14 @@ class Student(nn.Module):
                     )
         self.heads = nn.Linear(128, len(_KINDS) + 2 * len(_COLOURS) + 1)
         self.coverage = nn.Linear(128, 1)
+
+    def texts(self, tokens: Tensor) -> Tensor:
+        """Return the embeddings of texts, of length 1: tokens (N, T) -> (N, 128)."""
+        # Nothing after the end token matters (attention is causal), so the padding all texts share is cut off.
+        padding = self.clip.config.text_config.pad_token_id
+        longest = int((tokens != padding).sum(1).max()) + 1
+        out = self.clip.text_model(input_ids=tokens[:, :longest]).pooler_output
+        return F.normalize(self.clip.text_projection(out).float(), dim=-1)
 
 
 def _degrade(x: Tensor, rng: np.random.Generator) -> Tensor:
@@ -203,12 +211,13 @@ class _Drawn:
             site.work, "judge", JUDGE_SEEDS + 10_000_000, 24_000 if gpu else 8_000,
             blossom=0.5, masks=True, workers=site.workers,
         )  # fmt: skip
-        parts = [sharp, changed(site.work / "judge-coded", whole, partial(_through, vae))]
+        seen_by = fingerprint(vae)
+        parts = [sharp, changed(site.work / f"judge-coded-{seen_by}", whole, partial(_through, vae))]
         self.rows = [*rows, *more]
         if site.start:
             by_base = partial(_by_base, site.start, self.device, JUDGE_SEEDS + 20_000_000)
             made, asked = kept(site.work / "judge-by-base", partial(by_base, 8_000 if gpu else 2_400))
-            parts.append(changed(site.work / "judge-by-base-coded", made, partial(_through, vae)))
+            parts.append(changed(site.work / f"judge-by-base-coded-{seen_by}", made, partial(_through, vae)))
             self.rows += asked
         self.pictures = tuple(parts)
         self.coloured = len(rows) + len(more)  # pictures whose colours are known
@@ -260,12 +269,6 @@ def train_judge(site: Site, minutes: float | None, deadline: float, vae: Autoenc
     ask = _Questions(tokenizer, device)
     count = 256 if device.type == "cuda" else 64
 
-    def text(tokens: Tensor) -> Tensor:
-        # Nothing after the end token matters (attention is causal), so the padding all texts share is cut off.
-        longest = int((tokens != vocabulary - 1).sum(1).max()) + 1
-        out = student.clip.text_model(input_ids=tokens[:, :longest]).pooler_output
-        return F.normalize(student.clip.text_projection(out).float(), dim=-1)
-
     def loss(fraction: float, step: int) -> tuple[Tensor, int]:
         rng = np.random.default_rng([11, step])
         at, x = drawn.batch(count, step, rng)
@@ -285,7 +288,7 @@ def train_judge(site: Site, minutes: float | None, deadline: float, vae: Autoenc
                 [ask.one_wording(ask.kind[0], rng), *(ask.one_wording(b, rng) for b in ask.blossom),
                  ask.one_wording(ask.colour[asked], rng), captions[at[:half]]]
             )  # fmt: skip
-            words = text(tokens)
+            words = student.texts(tokens)
         scale = student.clip.logit_scale.exp().clamp(max=100).float()
         k, c = len(_KINDS), len(_COLOURS)
         kinds, pairs, colours, said = torch.split(words, [k, 2 * k, c, half])

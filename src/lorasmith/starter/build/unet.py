@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from lorasmith.starter.build.job import Job, Site, autocast
+from lorasmith.starter.build.job import Job, Site, autocast, fingerprint
 from lorasmith.starter.build.pool import UNET_SEEDS, Pictures, Row, renders
 from lorasmith.starter.build.tokenizer import MAX_TOKENS, write_tokenizer
 from lorasmith.starter.build.vae import FACTOR, LATENT_CHANNELS, sigma_of
@@ -106,17 +105,9 @@ def wordings(row: Row, seed: int) -> list[str]:
     return [*(caption(rng, truth) for _ in range(WORDINGS - 1)), short]
 
 
-def _fingerprint(model: nn.Module) -> str:
-    """Return a few digits that change with the weights."""
-    digest = hashlib.sha256()
-    for value in model.state_dict().values():
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:8]
-
-
 def _prepared(site: Site, tokenizer: Any, vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
     """Return latents, (N, 2, C, h, w), and tokens, (N, WORDINGS, T); from disk if they were made before."""
-    file = site.work / f"unet-latents-{_fingerprint(vae.encoder)}.pt"
+    file = site.work / f"unet-latents-{fingerprint(vae.encoder)}.pt"
     if not file.exists():
         count = 60_000 if site.device.type == "cuda" else 36_000
         drawn, rows = renders(site.work, "unet", UNET_SEEDS, count, kinds=SEEN_KINDS, workers=site.workers)
